@@ -1,0 +1,28 @@
+"""Errors that the user can mend, and how a command ends on one."""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+EXIT_USER_ERROR = 2
+
+
+class UserError(Exception):
+    """One line that names the file, row or flag at fault and what to do about it."""
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command line's `main` and exit with its status.
+
+    A `UserError` is printed as one line and exits with status 2; any other exception is a defect
+    of this program and keeps its traceback.
+    """
+    try:
+        status = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        status = 130
+    sys.exit(status or 0)
