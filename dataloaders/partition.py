@@ -300,7 +300,7 @@ def main() -> None:
     parts = dict(
         zip(SPLIT_FILES, split_table(table, arguments.sizes, arguments.seed, by), strict=True)
     )
-    _write_parts(Path(arguments.out), table, parts)
+    write_parts(Path(arguments.out), table, parts)
     print(class_split_table(table, parts))
     print(_shared_line(table, list(parts.values())))
 
@@ -312,7 +312,7 @@ def _sample(table: ImageTable, limit: int, seed: int) -> ImageTable:
     return table.select(np.sort(order[:limit]))
 
 
-def _write_parts(folder: Path, table: ImageTable, parts: dict[str, np.ndarray]) -> None:
+def write_parts(folder: Path, table: ImageTable, parts: dict[str, np.ndarray]) -> None:
     """Copy the header and each part's lines, every cell as it was written."""
     lines = read_csv_text(table.source).lines
     for name in parts:
