@@ -4,11 +4,15 @@ Per-class numbers are one-vs-rest: an image is predicted positive for a class wh
 probability is at or above that class's threshold, so an image can be positive for no class or for
 two. Top-1 numbers (`top1_accuracy`, `balanced_accuracy`, `confusion`) use the most probable class
 instead. A number whose denominator is zero is NaN here and NA in print, never 0.
+
+`python -m utils.metrics predictions_test.csv` prints the tables of a predictions file.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+
+from utils.errors import run_command
 
 DEFAULT_THRESHOLD = 0.4
 # SOURCES: the released program tries thresholds from 0.40 to 0.92 on the test set itself.
@@ -202,3 +206,10 @@ def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray,
     if not np.isfinite(probabilities).all():
         raise ValueError("probabilities must be finite")
     return labels, probabilities
+
+
+if __name__ == "__main__":
+    # the command line builds on this module, so it cannot be imported at the top
+    from utils.evaluation import main
+
+    run_command(main)
