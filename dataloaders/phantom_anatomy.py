@@ -60,6 +60,7 @@ class Head(NamedTuple):
     white: float  # HU
     bone: np.ndarray  # (2,) HU of the tables and of the diploe
     texture: np.ndarray  # (waves, 4) of the brain's slow unevenness
+    warp: np.ndarray  # (2, waves, 4) of what makes no two brains alike, along x and along y
     calcification: np.ndarray  # (3,) HU x coverage of pineal gland, right and left choroid plexus
     noise: float  # HU at 128 pixels
     cupping: float  # HU, beam hardening next to the skull
@@ -93,7 +94,7 @@ class Spaces(NamedTuple):
     inside: np.ndarray  # within the inner skull
     sulci: np.ndarray  # sulci, fissures, cisterns and the gap over the cortex
     ventricles: np.ndarray
-    x: np.ndarray  # mm, x of the brain before it was pushed
+    x: np.ndarray  # mm, where this bit of brain lies in a straight and symmetric one
     y: np.ndarray  # mm
 
 
@@ -146,7 +147,7 @@ def draw_head(rng: np.random.Generator) -> Head:
         tilt=np.tan(np.deg2rad(rng.normal(0, [2.0, 5.0]))),
         radius=radius,
         steepness=radius / np.hypot(radius, slope),
-        skull=rng.uniform(5.0, 8.0) * (1 + 0.12 * _harmonics(rng, 2, 6) + 0.12 * np.sin(ANGLES)),
+        skull=rng.uniform(4.5, 7.0) * (1 + 0.12 * _harmonics(rng, 2, 6) + 0.12 * np.sin(ANGLES)),
         scalp=rng.uniform(4.0, 8.0) * (1 + 0.15 * _harmonics(rng, 1, 5)),
         atrophy=atrophy,
         ventricle_scale=(0.75 + 0.75 * atrophy)
@@ -158,8 +159,9 @@ def draw_head(rng: np.random.Generator) -> Head:
         white=white,
         bone=np.array([rng.uniform(1200, 1700), rng.uniform(500, 900)]),
         texture=waves(rng, 6, 25, 70),
+        warp=np.stack([waves(rng, 5, 22, 70), waves(rng, 5, 22, 70)]),
         calcification=rng.uniform(40, 160, 3) * (rng.uniform(size=3) < [0.5, 0.35, 0.35]),
-        noise=rng.uniform(2.5, 5.0),
+        noise=rng.uniform(2.0, 4.5),
         cupping=rng.uniform(2, 8),
     )
 
@@ -174,8 +176,8 @@ def _harmonics(rng: np.random.Generator, lowest: int, highest: int) -> np.ndarra
 
 def _inner_skull(rng: np.random.Generator) -> np.ndarray:
     size = rng.uniform(0.93, 1.05)
-    half_width = 66 * size * rng.uniform(0.96, 1.05)
-    half_length = 84 * size * rng.uniform(0.96, 1.04)
+    half_width = 67.5 * size * rng.uniform(0.96, 1.05)
+    half_length = 86 * size * rng.uniform(0.96, 1.04)
     power = rng.uniform(2.05, 2.35)
     egg = 1 + rng.uniform(0.03, 0.1) * np.sin(ANGLES)  # wider at the back
     across = np.abs(np.cos(ANGLES) / (half_width * egg)) ** power
@@ -224,19 +226,29 @@ def no_strain(frame: Frame) -> Strain:
 
 def find_spaces(head: Head, frame: Frame, strain: Strain) -> tuple[Spaces, np.ndarray]:
     """The compartments of a head under `strain`, and the coverage of grey matter."""
-    x = frame.x - strain.push_x
-    y = frame.y - strain.push_y
+    x, y = _unwarp(head, frame, strain)
     gap = np.float32(0.5 + 2.0 * head.atrophy)
     depth = frame.depth - np.maximum(strain.collar, gap)
     inside = edge(frame.depth, frame.pixel)
     sulci, cortex = _sulci(head, frame, strain, depth)
-    fissures = _fissures(head, frame, strain, x, y, depth)
+    fissures, inner_cortex = _fissures(head, frame, strain, x, y, depth)
     surface = inside * (1 - edge(depth + 0.3 * strain.distension, frame.pixel))
     surface *= strain.collar <= gap
     fluid = np.maximum(np.maximum(sulci, fissures), surface) * inside
     ventricles = _ventricles(head, frame, x, y, strain.swelling)
-    grey = np.maximum(cortex, _deep_grey(frame, x, y))
+    grey = np.maximum(np.maximum(cortex, inner_cortex), _deep_grey(frame, x, y))
     return Spaces(inside, fluid, ventricles, x, y), grey
+
+
+def _unwarp(head: Head, frame: Frame, strain: Strain) -> tuple[np.ndarray, np.ndarray]:
+    """x and y in mm in a straight, symmetric brain, before a bleed pushed it.
+
+    The falx, a taut sheet, stays nearly straight.
+    """
+    x, y = frame.x - strain.push_x, frame.y - strain.push_y
+    amount = 2.1 * np.clip(np.abs(x) / 16, 0.12, 1)
+    along_x, along_y = (ripple(wave_table, x, y, frame.z) for wave_table in head.warp)
+    return x + amount * along_x, y + amount * along_y
 
 
 def _sulci(
@@ -276,28 +288,47 @@ def _fissures(
     x: np.ndarray,
     y: np.ndarray,
     depth: np.ndarray,
-) -> np.ndarray:
-    """Coverage of the interhemispheric and Sylvian fissures and of the basal cisterns."""
-    z, pixel = frame.z, frame.pixel
-    side = np.abs(x)
-    width = (0.7 + 1.5 * head.atrophy) * (1 - 0.6 * strain.swelling) + strain.distension
-    reach = _falx_reach(y, z)
-    wavy = x + 1.2 * np.sin(y / 7 + head.sulcus_phases[0]).astype(np.float32)
-    midline = band(np.abs(wavy), 0.7 * width, pixel) * edge(reach - depth, 4)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Coverages of the fissures and basal cisterns, and of the cortex along the fissures."""
+    z, pixel, side = frame.z, frame.pixel, np.abs(x)
+    width = (0.5 + 1.5 * head.atrophy) * (1 - 0.6 * strain.swelling) + strain.distension
+    wavy = np.abs(x + np.sin(y / 7 + np.float32(head.sulcus_phases[0])))
+    between = edge(_falx_reach(y, z) - depth, 4)
+    midline = band(wavy, 0.7 * width, pixel) * between
     at_insula = edge(z - 20, 6) * edge(46 - z, 8)
-    opening = _segment(side, y, (66, -10), (41, -3))
-    insula = _segment(side, y, (36, -24), (41, 14))
-    sylvian = np.maximum(band(opening, width, pixel), band(insula, 0.9 * width, pixel)) * at_insula
-    below = edge(24 - z, 5)
-    turn = np.arctan2(side, -(y + 12))
-    star = (8.5 + 3.5 * np.cos(5 * turn)) * (0.8 + 0.3 * head.atrophy) + 1.5 * strain.distension
-    suprasellar = edge(star - np.hypot(side, y + 12), pixel) * below
-    midbrain = np.hypot(side / 17, (y - 9) / 15)
-    ring = band((midbrain - 1) * 16, 1.1 + 0.6 * width, pixel) * edge(y + 2, 3) * edge(27 - z, 4)
-    smile = band(np.hypot(side / 1.5, y - 12) - 13, 1.2 + width, pixel)
-    smile = smile * edge(y - 18, 4) * edge(30 - z, 4)
-    cisterns = np.maximum(np.maximum(suprasellar, ring), smile)
-    return np.maximum(np.maximum(midline, sylvian), cisterns)
+    opening = _segment(side, y, (68, -13), (40, -2)) - 0.12 * np.maximum(side - 40, 0)
+    insula = _segment(side, y, (36, -22), (40, 13))
+    patchy = width * (0.75 + 0.35 * np.sin(y / 5 + x / 9 + np.float32(head.sulcus_phases[1])))
+    nearest = np.minimum(opening, insula)
+    sylvian = band(nearest, patchy, pixel) * at_insula
+    cortex = np.maximum(edge(4 - nearest, 2.5) * at_insula, edge(4.5 - wavy, 2.5) * between)
+    fluid = np.maximum(midline, sylvian)
+    return np.maximum(fluid, _cisterns(head, frame, strain, side, y, width)), cortex
+
+
+def _cisterns(
+    head: Head,
+    frame: Frame,
+    strain: Strain,
+    side: np.ndarray,
+    y: np.ndarray,
+    width: np.ndarray,
+) -> np.ndarray:
+    """Coverage of the fluid at the brain's base: the star over the sella with its arms into the
+    Sylvian fissures, the ring around the midbrain and the smile behind it."""
+    z, pixel = frame.z, frame.pixel
+    low = edge(24 - z, 5)
+    turn = np.arctan2(side, -(y + 13))
+    a, b = (np.float32(phase) for phase in head.sulcus_phases[:2])
+    points = 1.5 * np.cos(5 * turn) + 0.8 * np.cos(3 * turn + a) + 0.6 * np.sin(8 * turn + b)
+    star = (7.5 + points) * (0.8 + 0.4 * head.atrophy) + strain.distension
+    star = edge(star - np.hypot(side, 0.8 * (y + 13)), max(pixel, 2.0))
+    arm = band(_segment(side, y, (6, -16), (37, -22)), 0.8 * width, pixel)
+    midbrain = np.hypot(side / 17, (y - 9) / (15 + 0.12 * side))
+    ring = band((midbrain - 1) * 16, 0.4 + 0.6 * width, pixel) * edge(y + 2, 3) * edge(27 - z, 4)
+    smile = band(np.hypot(side / 1.5, y - 11) - 14, 0.8 + 0.9 * width, pixel)
+    smile = smile * edge(y - 19, 3) * edge(30 - z, 4)
+    return np.maximum(np.maximum(star, arm) * low, np.maximum(ring, smile))
 
 
 def _falx_reach(y: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -378,7 +409,7 @@ def _coverings(head: Head, frame: Frame) -> np.ndarray:
     from_skin = skull + scalp - outwards
     hounsfield = np.full_like(frame.z, AIR)
     hounsfield += (35 - hounsfield) * edge(from_skin, pixel)
-    hounsfield += (-70 - hounsfield) * edge(from_skin - 2.2, pixel)
+    hounsfield += (-70 - hounsfield) * edge(from_skin - 2.8, pixel)
     temple = np.abs(np.sin(frame.angle + 0.15)) * 26 + np.maximum(frame.z - 22, 0) * 0.9
     muscle = edge(10 - temple, 4)
     hounsfield += (55 - hounsfield) * edge(skull + 3.5 * muscle + 0.8 - outwards, pixel)
@@ -394,8 +425,9 @@ def _falx(frame: Frame, spaces: Spaces) -> np.ndarray:
     sheet = band(np.abs(x), 0.65, frame.pixel) * edge(_falx_reach(y, z) - frame.depth, 3)
     sinus = edge(4.5 - np.abs(x) - 0.6 * np.maximum(frame.depth, 0), frame.pixel)
     sinus = sinus * edge(y, 8) * edge(z - 18, 6)
-    tent = _segment(np.abs(x), y, (15, 22), (40, 62))
-    tentorium = 0.8 * band(tent, 0.9, frame.pixel) * edge(21 - z, 5)
+    bowed = np.abs(x) - 0.004 * (y - 22) * (62 - y)
+    tent = _segment(bowed, y, (15, 22), (40, 62))
+    tentorium = 0.5 * band(tent, 0.9, frame.pixel) * edge(21 - z, 5)
     return np.maximum(np.maximum(sheet, sinus), tentorium) * edge(frame.depth - 0.5, frame.pixel)
 
 

@@ -65,8 +65,8 @@ def draw_bleed(rng: np.random.Generator, kind: int, head: Head, difficulty: floa
         "kind": kind,
         "density": rng.uniform(59, 80) - rng.uniform(4, 14) * difficulty,
         "mottle": rng.uniform(0.5, 3.5),
-        "texture": waves(rng, 8, 12, 40),
-        "lobes": np.column_stack([rng.normal(0, 0.45, (3, 3)), rng.uniform(0.55, 0.95, 3)]),
+        "texture": waves(rng, 8, 9, 36),
+        "lobes": np.column_stack([rng.normal(0, 0.36, (3, 3)), rng.uniform(0.55, 0.95, 3)]),
         "oedema": 0.0,
         "level": np.inf,
         "cast": np.zeros(2),
@@ -98,7 +98,7 @@ def _epidural(rng: np.random.Generator, head: Head, size: float) -> dict:
 
 
 def _subdural(rng: np.random.Generator, head: Head, size: float) -> dict:
-    thickness = rng.uniform(4.5, 11) * size
+    thickness = rng.uniform(6, 12) * size
     return {
         "center": _on_skull(head, _side_angle(rng, 0.05, 0.35), rng.uniform(34, 72)),
         "extent": rng.uniform(55, 95),
@@ -112,14 +112,15 @@ def _intraparenchymal(rng: np.random.Generator, head: Head, size: float) -> dict
     side = rng.choice([-1, 1])
     deep = np.array([side * rng.normal(26, 4), rng.normal(0, 6), rng.normal(34, 5)])
     angle = _side_angle(rng, 0.0, 0.8)
-    lobar = _on_skull(head, angle, rng.uniform(24, 68)) * [0.6, 0.6, 1]
-    radius = rng.uniform(9, 19) * size
+    radius = rng.uniform(8, 18) * size
+    lobar = _on_skull(head, angle, rng.uniform(24, 66))
+    lobar[:2] *= max(1 - (radius * 1.35 + 6) / np.hypot(*lobar[:2]), 0.25)
     return {
         "center": deep if rng.uniform() < 0.5 else lobar,
         "extent": radius,
         "height": radius,
         "push": radius * rng.uniform(0.1, 0.35),
-        "oedema": rng.uniform(1.5, 7),
+        "oedema": rng.uniform(2, 10),
     }
 
 
@@ -232,4 +233,4 @@ def _mass(bleed: Bleed, frame: Frame) -> np.ndarray:
     for x, y, z, radius in (bleed.lobes * bleed.extent).astype(np.float32):
         away = np.sqrt((dx - x) ** 2 + (dy - y) ** 2 + (dz - z) ** 2)
         np.maximum(inwards, radius - away, out=inwards)
-    return inwards + 0.09 * bleed.extent * ripple(bleed.texture, frame.x, frame.y, frame.z)
+    return inwards + 0.13 * bleed.extent * ripple(bleed.texture, frame.x, frame.y, frame.z)
