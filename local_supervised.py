@@ -58,6 +58,8 @@ class SupervisedLocalUpdate(LocalUpdate):
     def learning_rate(self, round: int) -> float:
         """`base_lr`, or `labeled_lr_late` (where not 0) once the unlabelled clients have joined."""
         joined = round * self.args.local_ep > self.args.join_epoch
-        return self.args.labeled_lr_late if joined and self.args.labeled_lr_late else (
-            self.args.base_lr
+        return (
+            self.args.labeled_lr_late
+            if joined and self.args.labeled_lr_late
+            else (self.args.base_lr)
         )

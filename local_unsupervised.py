@@ -75,16 +75,19 @@ class UnsupervisedLocalUpdate(LocalUpdate):
         """
         args = self.args
         log = StepLog("loss", "consistency_loss", "relation_loss", "reliable_share")
+        device = net_device(net)
         self.receive(net, weights, round, self.batchnorm_momentum())
         optimizer = self.build_optimizer(net, args.base_lr)
         student = dict(net.named_parameters())
-        teacher = copy_tensors(self.teacher or student)
+        teacher = copy_tensors(self.teacher or student, device)
         # BatchNorm in train mode writes its statistics; the teacher's must not reach the student's.
         teacher_state = teacher | copy_tensors(dict(net.named_buffers()))
+        if target_matrix is not None:
+            target_matrix = RelationMatrix(*(part.to(device) for part in target_matrix))
         meter = RelationMeter(args.temperature, args.absent_class, "batches")
         step = self.step
 
-        for epoch, batches in self.epochs(2, round, net_device(net)):
+        for epoch, batches in self.epochs(2, round, device):
             weight = args.unsupervised_weight * self.consistency_weight(round, epoch)
             for batch in batches:
                 consistency, relation, reliable = self.losses(
@@ -195,9 +198,7 @@ class SelfTrainingLocalUpdate(LocalUpdate):
             for batch in batches:
                 _, logits = net(batch.views[0])
                 confident = batch.labels != IGNORED
-                summed = cross_entropy(
-                    logits, batch.labels, ignore_index=IGNORED, reduction="sum"
-                )
+                summed = cross_entropy(logits, batch.labels, ignore_index=IGNORED, reduction="sum")
                 loss = summed / confident.sum().clamp(min=1)
                 optimizer.zero_grad()
                 loss.backward()
@@ -206,9 +207,7 @@ class SelfTrainingLocalUpdate(LocalUpdate):
 
         self.optimizer_state = optimizer.state_dict()
         stats = log.means()
-        return ClientUpdate(
-            copy_weights(net), len(self.indices), stats.pop("loss"), None, stats
-        )
+        return ClientUpdate(copy_weights(net), len(self.indices), stats.pop("loss"), None, stats)
 
     def pseudo_label(self, net: DenseNet121, device: torch.device) -> torch.Tensor:
         """Labels (int64, one per image of the data set) by `net`; IGNORED where not confident."""

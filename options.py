@@ -170,6 +170,20 @@ def _data(parser: argparse.ArgumentParser) -> None:
         default=260,
         help="patients of the embedded data set (presets that generate their data)",
     )
+    group.add_argument(
+        "--phantom_difficulty",
+        type=float,
+        default=0.5,
+        help="of the embedded data set: 0 large, dense bleeds; 1 small, faint ones",
+    )
+    group.add_argument(
+        "--phantom_proportions",
+        type=float,
+        nargs=5,
+        metavar="P",
+        default=None,
+        help="class proportions of the embedded data set; default RSNA's",
+    )
 
 
 def _federation(parser: argparse.ArgumentParser) -> None:
@@ -378,6 +392,7 @@ RANGES = {
     "translate": (0, 1),
     "flip": (0, 1),
     "phantom_patients": (20, 100_000),
+    "phantom_difficulty": (0, 1),
     "num_users": (1, 100_000),
     "num_labeled": (0, 100_000),
     "num_unlabeled": (0, 100_000),

@@ -1,5 +1,6 @@
 """The data of one federated run: three sets of images and each client's share of the first."""
 
+import json
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +18,16 @@ from utils.seeding import derive_seed
 
 
 class FederatedData(NamedTuple):
-    """val is None where no validation CSV was given. clients: row indices of `train` (int64),
-    one array per client; the first `num_labeled` have labels."""
+    """table: the training CSV. val is None where no validation CSV was given. clients: row
+    indices of `train` (int64), one array per client; the first `num_labeled` have labels.
+    preprocessing: how files became images, for whoever uses the trained weights."""
 
+    table: ImageTable
     train: ImageDataset
     val: ImageDataset | None
     test: ImageDataset
     clients: list[np.ndarray]
+    preprocessing: dict
 
     def fingerprints(self) -> dict[str, str]:
         """What identifies the images and labels of each set."""
@@ -87,9 +91,28 @@ def load_federated_data(args: Namespace, say: Callable[[str], None]) -> Federate
     for warning in missing_class_warnings(labels, clients, class_names, labeled):
         say(warning)
     datasets = {
-        name: load_dataset(
-            table, args.root_path, args.image_size, args.cache, args.cache_dir, say
-        )
+        name: load_dataset(table, args.root_path, args.image_size, args.cache, args.cache_dir, say)
         for name, table in tables.items()
     }
-    return FederatedData(datasets["train"], datasets.get("val"), datasets["test"], clients)
+    return FederatedData(
+        tables["train"],
+        datasets["train"],
+        datasets.get("val"),
+        datasets["test"],
+        clients,
+        {"image_size": datasets["train"].image_size} | read_preparation(args.root_path),
+    )
+
+
+def read_preparation(root_path: Path) -> dict:
+    """How DICOM files became the images under `root_path`: {"dicom": {...}} or {}.
+
+    `dataloaders.prepare` leaves that in manifest.json, beside the folder of images.
+    """
+    manifest = root_path.resolve().parent / "manifest.json"
+    try:
+        return {"dicom": json.loads(manifest.read_text())["preprocessing"]}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{manifest}: not the manifest of a preparation ({error})") from error
