@@ -9,8 +9,11 @@ from utils.errors import UserError
 from utils.log_lines import RECORD, STAMP, metrics_of
 from utils.namespace_text import parse_namespace
 
-# Flags that may differ between the start of a run and its resumption.
-RESUMPTION_FLAGS = frozenset({"resume", "start_epoch", "global_step", "gpu", "run_dir"})
+# Flags that may differ between the start of a run and its resumption, in old and new programs.
+RESUMPTION_FLAGS = frozenset(
+    {"resume", "rounds", "start_epoch", "global_step", "gpu", "run_dir", "progress"}
+    | {"cache", "cache_dir", "save_every", "figure_every"}
+)
 
 # A number that stands right before one of these may have lost its last digits.
 _CUT = re.compile(rf"(?:{STAMP} ?)?Namespace\(|\Z")

@@ -1,30 +1,37 @@
 """Figures from CSV files: a run's curves and relation matrices, and comparisons of runs.
 
-`python -m utils.plots runs/A` rebuilds the run's figures/curves.png and figures/relation.png;
-`python -m utils.plots runs/A runs/B` compares runs, with the seeds' spread.
+`python -m utils.plots runs/A` rebuilds the run's figures/curves.png and figures/relation.png.
+`python -m utils.plots runs/A runs/B ...` compares runs in curves.png and bars.png of the folder
+--out: runs that differ in nothing but the seed become one line with their spread.
 """
 
-import io
+import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from utils.files import atomic_write
-from utils.run_folder import read_metrics
+from utils.comparison_plots import draw_bars, draw_spread_curves, spread_of
+from utils.errors import run_command
+from utils.figures import (
+    COLORS,
+    LINE_STYLES,
+    MATRIX_ROWS,
+    draw_matrix,
+    matrix_colors,
+    matrix_triple,
+    save_figure,
+)
+from utils.run_folder import SOURCES, last_value, read_arguments, read_matrices, read_metrics
+from utils.tables import METRICS, differing_arguments, setting_text
 
-# Okabe and Ito's palette: told apart by colour-blind readers, dark enough for print.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINE_STYLES = ("-", "--", "-.", ":")
 FEW_ROUNDS = 25
-MATRIX_COLORS = "Blues"
+LONGEST_LABEL = 60
+COMPARED = {"test_auroc": "test AUROC", "loss": "loss, mean of clients"}
 
 # panel title, y label, {column of metrics.csv: legend}, y range
 CURVES = (
@@ -66,7 +73,7 @@ def draw_curves(metrics_csv: str | os.PathLike, out_png: str | os.PathLike) -> N
     figure = Figure(figsize=(11, 6), layout="constrained")
     for axes, panel in zip(figure.subplots(2, 3).flat, CURVES, strict=True):
         _draw_panel(axes, metrics, *panel)
-    _save(figure, out_png)
+    save_figure(figure, out_png)
 
 
 def _draw_panel(
@@ -78,7 +85,7 @@ def _draw_panel(
     limits: tuple[float, float | None] | None,
 ) -> None:
     axes.set(title=title, xlabel="round", ylabel=label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)
     marker = "o" if len(metrics) <= FEW_ROUNDS else None
     drawn = 0
@@ -108,52 +115,74 @@ def draw_relation(
     """The mean matrices of labelled and unlabelled clients and their absolute difference.
 
     `matrices` has `labeled_mean` and `unlabeled_mean`, each C x C with rows that sum to 1; one
-    that is missing or None is drawn as an empty panel. The three share one colour scale.
+    that is missing or None is drawn as an empty panel, a NaN cell as a dash. The three panels
+    share one colour scale.
     """
     figure = Figure(figsize=(11, 3.9), layout="constrained")
-    _relation_row(figure, figure.subplots(1, 3, sharey=True), matrices, class_names)
-    _save(figure, out_png)
-
-
-def _relation_row(
-    figure: Figure, row: Sequence[Axes], matrices: Mapping, class_names: Sequence[str]
-) -> None:
-    labeled, unlabeled = (
-        None if matrices.get(source) is None else np.asarray(matrices[source], float)
-        for source in ("labeled_mean", "unlabeled_mean")
-    )
-    difference = None if labeled is None or unlabeled is None else np.abs(labeled - unlabeled)
-    panels = (labeled, unlabeled, difference)
-    highest = max((np.nanmax(panel) for panel in panels if panel is not None), default=1.0)
-    colors = ScalarMappable(Normalize(0.0, highest), MATRIX_COLORS)
-    titles = ("labelled clients (mean)", "unlabelled clients (mean)", "absolute difference")
-    for axes, panel, title in zip(row, panels, titles, strict=True):
+    row = figure.subplots(1, 3, sharey=True)
+    panels = matrix_triple(matrices)
+    colors = matrix_colors(panels)
+    for axes, panel, title in zip(row, panels, MATRIX_ROWS, strict=True):
         axes.set_title(title)
-        _draw_matrix(axes, panel, class_names, colors)
+        draw_matrix(axes, panel, class_names, colors, 9.0 if len(class_names) <= 7 else 6.0)
     row[0].set_ylabel("class of the samples")
     figure.colorbar(colors, ax=list(row), label="probability", shrink=0.75)
+    save_figure(figure, out_png)
 
 
-def _draw_matrix(
-    axes: Axes, matrix: np.ndarray | None, class_names: Sequence[str], colors: ScalarMappable
-) -> None:
-    ticks = np.arange(len(class_names))
-    axes.set_xticks(ticks, class_names, rotation=35, ha="right", rotation_mode="anchor")
-    axes.set_yticks(ticks, class_names)
-    axes.set(xlim=(-0.5, len(ticks) - 0.5), ylim=(len(ticks) - 0.5, -0.5), box_aspect=1)
-    if matrix is None:
-        center = (len(ticks) - 1) / 2
-        axes.text(center, center, "no matrix this round", ha="center", va="center", color="0.4")
-        return
-    axes.imshow(matrix, cmap=colors.get_cmap(), norm=colors.norm, aspect="auto")
-    for (row, column), value in np.ndenumerate(matrix):
-        ink = "white" if colors.norm(value) > 0.55 else "black"
-        size = 9 if len(ticks) <= 7 else 6
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=ink, fontsize=size)
+def rebuild_figures(run_dir: Path) -> list[Path]:
+    """Draw a run's curves and relation matrices anew from its CSV files; the files written.
+
+    The matrices are those of the last round that has both, or else of the last round.
+    """
+    curves, relation = run_dir / "figures" / "curves.png", run_dir / "figures" / "relation.png"
+    draw_curves(run_dir / "metrics.csv", curves)
+    rounds, class_names = read_matrices(run_dir / "matrices.csv")
+    complete = [number for number, found in rounds.items() if len(found) == len(SOURCES)]
+    draw_relation(rounds[max(complete or rounds)], class_names, relation)
+    return [curves, relation]
 
 
-def _save(figure: Figure, out_png: str | os.PathLike) -> None:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    with atomic_write(Path(out_png)) as file:
-        file.write(buffer.getvalue())
+def compare_runs(run_dirs: Sequence[Path], out_dir: Path) -> list[Path]:
+    """Curves and bars of several runs, grouped by what differs in their flags; the files written.
+
+    The bars are each run's last evaluated round.
+    """
+    arguments = [read_arguments(run_dir) for run_dir in run_dirs]
+    names = differing_arguments(arguments)
+    groups: dict[str, list[pd.DataFrame]] = {}
+    for run_dir, flags in zip(run_dirs, arguments, strict=True):
+        label = setting_text(flags, names)
+        label = label if len(label) <= LONGEST_LABEL else run_dir.name
+        groups.setdefault(label, []).append(read_metrics(run_dir / "metrics.csv"))
+    curves, bars = out_dir / "curves.png", out_dir / "bars.png"
+    draw_spread_curves(groups, COMPARED, curves)
+    last = {
+        title: {
+            label: spread_of([100 * last_value(run, column) for run in runs])
+            for label, runs in groups.items()
+        }
+        for column, title in METRICS.items()
+    }
+    draw_bars(last, {}, "", bars)
+    return [curves, bars]
+
+
+def main() -> None:
+    """Rebuild one run's figures, or compare several runs."""
+    parser = argparse.ArgumentParser(prog="python -m utils.plots", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/comparison"), help="folder for a comparison"
+    )
+    options = parser.parse_args()
+    if len(options.runs) == 1:
+        written = rebuild_figures(options.runs[0])
+    else:
+        written = compare_runs(options.runs, options.out)
+    for path in written:
+        print(path)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -35,6 +35,12 @@ def read_metrics(path: str | os.PathLike) -> pd.DataFrame:
     return frame
 
 
+def last_value(metrics: pd.DataFrame, column: str) -> float:
+    """The last value that is not empty in a column of metrics.csv; NaN where there is none."""
+    known = metrics[column].dropna() if column in metrics else metrics["round"].head(0)
+    return float(known.iloc[-1]) if len(known) else float("nan")
+
+
 def read_matrices(path: str | os.PathLike) -> tuple[dict[int, dict[str, np.ndarray]], list[str]]:
     """matrices.csv as {round: {source: (C, C) matrix}} and the C class names in their order.
 
@@ -54,7 +60,7 @@ def read_matrices(path: str | os.PathLike) -> tuple[dict[int, dict[str, np.ndarr
 
 def _read_csv(path: Path, needed: set[str]) -> pd.DataFrame:
     try:
-        frame = pd.read_csv(path)
+        frame = pd.read_csv(path, float_precision="round_trip")
     except FileNotFoundError as error:
         raise UserError(f"{path}: not there; name a folder made by train_main.py") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:

@@ -9,7 +9,7 @@ STEM_groups as .csv, .md and .tex. A LOG is a file or a run's folder.
 import argparse
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +19,7 @@ from utils.log_reader import RESUMPTION_FLAGS, RoundLog, RunLog, parse_log
 from utils.table_files import NOT_AVAILABLE, to_markdown, write_table
 
 # Arguments that say which copy of an experiment a run is, or where it ran, not what it is.
-COPY_FLAGS = RESUMPTION_FLAGS | {"seed"}
+COPY_FLAGS = RESUMPTION_FLAGS - {"rounds", "start_epoch", "global_step"} | {"seed"}
 METRICS = {
     "test_auroc": "AUROC",
     "test_accuracy": "accuracy",
@@ -92,24 +92,32 @@ def read_logs(paths: Sequence[Path]) -> list[NamedRun]:
     return named
 
 
-def differing_arguments(runs: Sequence[NamedRun]) -> list[str]:
-    """The arguments whose value is not the same in all runs that have a first line, in order."""
-    listed = [named.run.arguments for named in runs if named.run.arguments]
+def differing_arguments(listed: Iterable[Mapping[str, object]]) -> list[str]:
+    """The arguments that do not have the same value in all non-empty lists, in order.
+
+    An argument that a list lacks differs. Seed, folder and device do not count: they tell copies
+    of one experiment apart.
+    """
+    listed = [arguments for arguments in listed if arguments]
     names = dict.fromkeys(name for arguments in listed for name in arguments)
     values = {name: {repr(given.get(name, ABSENT)) for given in listed} for name in names}
     return [name for name in names if name not in COPY_FLAGS and len(values[name]) > 1]
 
 
-def _setting(named: NamedRun, names: Sequence[str]) -> str:
-    arguments = named.run.arguments
-    if not arguments:
-        return f"unknown ({named.name})"
+def setting_text(arguments: Mapping[str, object], names: Sequence[str]) -> str:
+    """The named arguments as `name=value, ...`."""
     return ", ".join(f"{name}={arguments.get(name, ABSENT)}" for name in names) or "the same"
+
+
+def _setting(named: NamedRun, names: Sequence[str]) -> str:
+    if not named.run.arguments:
+        return f"unknown ({named.name})"
+    return setting_text(named.run.arguments, names)
 
 
 def runs_table(runs: Sequence[NamedRun]) -> Table:
     """How far each run came and what a client cost."""
-    names = differing_arguments(runs)
+    names = differing_arguments(named.run.arguments for named in runs)
     header = [
         "run",
         "arguments that differ",
@@ -196,7 +204,7 @@ def groups_table(runs: Sequence[NamedRun]) -> tuple[Table, list[str]]:
     Of several runs with the same arguments and seed the one with the most finished rounds
     counts (the later of equals): a repetition is not another sample.
     """
-    names = differing_arguments(runs)
+    names = differing_arguments(named.run.arguments for named in runs)
     header = ["arguments that differ", "which", "runs", "rounds done", *METRICS.values()]
     groups: dict[str, list[NamedRun]] = {}
     for named in runs:
