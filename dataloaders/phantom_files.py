@@ -39,11 +39,14 @@ def write_png(
     `window` is one of `WINDOW_NAMES`: "triple" gives RGB pictures, the others grey ones. The CSV
     has ImageID (the file's name), PatientID and a 0/1 column per class. With `labelled_only` it
     and the folder hold only the slices of exactly one subtype, as training needs them. The same
-    phantom gives the same bytes. `UserError` if `out`/images holds other files already.
+    phantom gives the same bytes. `UserError` if no slice is left or the folder holds other files
+    already.
     """
     out = Path(out)
     subtypes = phantom.labels.sum(axis=1)
     kept = np.flatnonzero(subtypes == 1) if labelled_only else np.arange(len(subtypes))
+    if not len(kept):
+        raise UserError("no slice shows exactly one kind of bleed; draw more patients who bleed")
     names = [f"{phantom.image_ids[index]}.png" for index in kept]
     _refuse_strangers(out / "images", names)
 
