@@ -79,6 +79,7 @@ FREE_ON_RESUME = {
     "save_every",
     "figure_every",
     "progress",
+    "dry_run",
 }
 
 
@@ -99,8 +100,6 @@ def args_parser(argv: Sequence[str] | None = None) -> argparse.Namespace:
     preset = parser.parse_known_args(argv)[0].preset
     parser.set_defaults(**PRESETS[preset])
     args = parser.parse_args(argv)
-    if args.num_unlabeled is None:
-        args.num_unlabeled = max(args.num_users - args.num_labeled, 0)
     check_options(args)
     return args
 
@@ -135,6 +134,9 @@ def _data(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--csv_file_train", type=Path, help="CSV of the training images")
     group.add_argument("--csv_file_val", type=Path, help="CSV of the validation images")
     group.add_argument("--csv_file_test", type=Path, help="CSV of the test images")
+    group.add_argument(
+        "--medmnist", type=Path, help="a MedMNIST .npz file, instead of folder and CSVs"
+    )
     group.add_argument(
         "--label_uncertainty",
         choices=LABEL_UNCERTAINTY,
@@ -192,10 +194,31 @@ def _federation(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num_users", type=int, default=10, help="clients the data is dealt to")
     group.add_argument("--num_labeled", type=int, default=2, help="clients with labels: 0, 1, ...")
     group.add_argument(
+        "--labeled_ids", type=int, nargs="+", help="which clients have labels, instead of the first"
+    )
+    group.add_argument(
+        "--labeled_fraction",
+        type=float,
+        default=0.0,
+        help="every client has labels for this share of its images, none for the rest; 0: off",
+    )
+    group.add_argument(
+        "--partition",
+        choices=("iid", "dirichlet", "site", "column"),
+        default="iid",
+        help="equal parts at random; Dirichlet by class; by the CSV's site; by its column client",
+    )
+    group.add_argument(
+        "--dirichlet_alpha", type=float, default=0.5, help="small: clients of few classes"
+    )
+    group.add_argument(
+        "--split", type=Path, help="a split.json of another run: the same clients again"
+    )
+    group.add_argument(
         "--num_unlabeled",
         type=int,
         default=None,
-        help="clients without labels that take part, after the labelled ones; all others stay away",
+        help="clients without labels that take part, lowest numbers first; default: all",
     )
     group.add_argument("--rounds", type=int, default=200, help="federated rounds")
     group.add_argument("--local_ep", type=int, default=2, help="local epochs per round")
@@ -363,6 +386,11 @@ def _running(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--run_dir", type=Path, default=None, help="folder of this run; default runs/NAME"
     )
+    group.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="check flags, CSVs, image headers and disk space, print the tables and stop",
+    )
     group.add_argument("--seed", type=int, default=1337, help="of every random draw")
     group.add_argument(
         "--deterministic",
@@ -401,6 +429,8 @@ RANGES = {
     "start_epoch": (0, 1_000_000),
     "join_epoch": (-1, 1_000_000),
     "labeled_stop": (0, 1_000_000),
+    "labeled_fraction": (0, 1),
+    "dirichlet_alpha": (1e-6, 1e6),
     "batch_size": (2, 65_536),
     "base_lr": (1e-12, 10),
     "labeled_lr_late": (0, 10),
@@ -431,20 +461,24 @@ def check_options(args: argparse.Namespace) -> None:
     """Raise `UserError` for a flag out of range or two flags that contradict each other."""
     for name, (low, high) in RANGES.items():
         value = getattr(args, name)
-        if not low <= value <= high:
+        if value is not None and not low <= value <= high:
             raise UserError(f"--{name} {value}: must lie between {low} and {high}")
-    taking_part = args.num_labeled + args.num_unlabeled
-    if not 1 <= taking_part <= args.num_users:
-        raise UserError(
-            f"--num_labeled {args.num_labeled} --num_unlabeled {args.num_unlabeled}: together at "
-            f"least 1 and at most --num_users {args.num_users}"
-        )
-    if args.method == "fedavg":
-        args.num_unlabeled = 0  # plain FedAvg has nothing to do for a client without labels
     if args.num_labeled == 0:
         raise UserError("--num_labeled 0: nobody would learn from labels; give at least 1")
+    if args.num_labeled + (args.num_unlabeled or 0) > args.num_users:
+        raise UserError(
+            f"--num_labeled {args.num_labeled} --num_unlabeled {args.num_unlabeled}: more than "
+            f"--num_users {args.num_users}"
+        )
+    if args.preset in EMBEDDED_PRESETS or args.resume is not None or args.medmnist is not None:
+        return
     for name in ("root_path", "csv_file_train", "csv_file_test"):
-        if args.preset not in EMBEDDED_PRESETS and args.resume is None and not getattr(args, name):
+        if not getattr(args, name):
             raise UserError(
                 f"--{name} is missing; python train_main.py --preset demo needs no data of yours"
             )
+
+
+def needs_embedded_data(args: argparse.Namespace) -> bool:
+    """Whether the preset brings its own data and the user named none."""
+    return args.preset in EMBEDDED_PRESETS and args.root_path is None and args.medmnist is None

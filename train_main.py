@@ -15,12 +15,12 @@ from queue import SimpleQueue
 import torch
 
 from confuse_matrix import RelationMatrix, average_matrices
-from dataloaders.federated import FederatedData, load_federated_data, place_embedded_data
+from dataloaders.federated import FederatedData, dry_run, load_federated_data, place_embedded_data
 from FedAvg import FedAvg
 from local_supervised import SupervisedLocalUpdate
 from local_unsupervised import SelfTrainingLocalUpdate, UnsupervisedLocalUpdate
 from networks.models import DenseNet121
-from options import args_parser
+from options import args_parser, needs_embedded_data
 from utils.checkpoint import build_network, load_model, load_weights
 from utils.client import ClientUpdate, LocalUpdate, copy_weights
 from utils.devices import choose_devices, place_network, set_deterministic
@@ -32,6 +32,9 @@ from utils.seeding import derive_seed
 def main() -> int:
     """Train as the command line says; the exit status."""
     args = args_parser()
+    if args.dry_run:
+        print("\n".join(dry_run(args)))
+        return 0
     signal.signal(signal.SIGTERM, _stop_by_signal)
     run = open_run(args)
     try:
@@ -52,7 +55,8 @@ def train(run: Run) -> None:
     args = run.args
     set_deterministic(bool(args.deterministic))
     devices = choose_devices(args.gpu, run.say)
-    place_embedded_data(args, run.say)
+    if needs_embedded_data(args):
+        place_embedded_data(args, run.say)
     data = load_federated_data(args, run.say)
     run.begin(data, devices)
     networks = build_networks(args, data.train.class_names, devices)
@@ -98,17 +102,21 @@ def start(args: Namespace, net: DenseNet121) -> Progress:
 
 
 def build_clients(args: Namespace, data: FederatedData) -> list[LocalUpdate]:
-    """The clients that may take part: the labelled ones first, then the unlabelled ones."""
-    unlabeled = {
+    """The clients that may take part, by number; surplus unlabelled ones stay away."""
+    unlabeled_trainer = {
         "fedirm": UnsupervisedLocalUpdate,
         "fed_consistency": UnsupervisedLocalUpdate,
         "fed_selftraining": SelfTrainingLocalUpdate,
-    }
-    clients: list[LocalUpdate] = []
-    for client, indices in enumerate(data.clients[: args.num_labeled + args.num_unlabeled]):
-        trainer = SupervisedLocalUpdate if client < args.num_labeled else unlabeled[args.method]
-        clients.append(trainer(args, data.train, torch.from_numpy(indices), client))
-    return clients
+    }.get(args.method)
+    labeled = set(data.split.labelled)
+    unlabeled = [client for client in range(len(data.split.clients)) if client not in labeled]
+    taking_part = unlabeled[: args.num_unlabeled] if unlabeled_trainer else []
+    return [
+        (SupervisedLocalUpdate if client in labeled else unlabeled_trainer)(
+            args, data.train, torch.from_numpy(data.split.clients[client]), client
+        )
+        for client in sorted(labeled.union(taking_part))
+    ]
 
 
 def clients_of_round(

@@ -36,7 +36,7 @@ def check_data(
     differ between the tables, an image is missing, unreadable or above 16 megapixels, or the disk
     is too small. What is only questionable (shared patients or images, mixed sizes) is stated.
     """
-    _refuse_different_classes(tables)
+    refuse_different_classes(tables)
     paths = {name: resolve_images(table, root_path) for name, table in tables.items()}
     class_names = next(iter(tables.values())).class_names
     lines = [
@@ -49,7 +49,8 @@ def check_data(
     return lines + _check_disk(needed_bytes or {})
 
 
-def _refuse_different_classes(tables: Mapping[str, ImageTable]) -> None:
+def refuse_different_classes(tables: Mapping[str, ImageTable]) -> None:
+    """Raise `UserError` unless every table has the same classes in the same order."""
     first, *others = tables.values()
     for other in others:
         if other.class_names != first.class_names:

@@ -88,10 +88,10 @@ class Run:
             save_split(
                 self.folder / "split.json",
                 data.table,
-                data.clients,
-                range(self.args.num_labeled),
-                self.args.seed,
-                "equal parts at random",
+                data.split.clients,
+                data.split.labelled,
+                data.split.seed,
+                data.split.how,
             )
         _write_json(self.folder / "args.json", plain_args(self.args))
         _write_json(self.folder / "env.json", describe_environment(devices))
