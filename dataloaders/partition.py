@@ -300,7 +300,7 @@ def main() -> None:
     parts = dict(
         zip(SPLIT_FILES, split_table(table, arguments.sizes, arguments.seed, by), strict=True)
     )
-    _write_parts(Path(arguments.out), table, parts)
+    write_parts(Path(arguments.out), table, parts)
     labels_of_set = {name: table.labels[rows] for name, rows in parts.items()}
     print(class_set_table(table.class_names, labels_of_set))
     print(_shared_line(table, list(parts.values())))
@@ -313,8 +313,12 @@ def _sample(table: ImageTable, limit: int, seed: int) -> ImageTable:
     return table.select(np.sort(order[:limit]))
 
 
-def _write_parts(folder: Path, table: ImageTable, parts: dict[str, np.ndarray]) -> None:
-    """Copy the header and each part's lines, every cell as it was written."""
+def write_parts(folder: Path, table: ImageTable, parts: dict[str, np.ndarray]) -> None:
+    """Write the file `name` in `folder` for each part {name: row indices}.
+
+    The header and the rows' lines are copied from the table's CSV, every cell as it was written.
+    Raises `UserError` where that CSV would be overwritten or the folder cannot be written to.
+    """
     lines = read_csv_text(table.source).lines()
     for name in parts:
         path = folder / name
