@@ -314,7 +314,11 @@ def _sample(table: ImageTable, limit: int, seed: int) -> ImageTable:
 
 
 def write_parts(folder: Path, table: ImageTable, parts: dict[str, np.ndarray]) -> None:
-    """Copy the header and each part's lines, every cell as it was written."""
+    """Write the file `name` in `folder` for each part {name: row indices}.
+
+    The header and the rows' lines are copied from the table's CSV, every cell as it was written.
+    Raises `UserError` where that CSV would be overwritten or the folder cannot be written to.
+    """
     lines = read_csv_text(table.source).lines()
     for name in parts:
         path = folder / name
