@@ -63,7 +63,9 @@ PRESETS: dict[str, dict] = {
         "rounds": 26,
         "join_epoch": 15,
         "consistency_rampup": 22,
-        "phantom_patients": 260,
+        "phantom_patients": 420,
+        "phantom_difficulty": 0.3,
+        "phantom_proportions": [14, 20, 17, 21, 28],
         "save_every": 10,
     },
 }
@@ -169,8 +171,11 @@ def _data(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--phantom_patients",
         type=int,
-        default=260,
+        default=420,
         help="patients of the embedded data set (presets that generate their data)",
+    )
+    group.add_argument(
+        "--phantom_slices", type=int, default=2, help="slices per patient of the embedded data set"
     )
     group.add_argument(
         "--phantom_difficulty",
@@ -420,6 +425,7 @@ RANGES = {
     "translate": (0, 1),
     "flip": (0, 1),
     "phantom_patients": (20, 100_000),
+    "phantom_slices": (1, 64),
     "phantom_difficulty": (0, 1),
     "num_users": (1, 100_000),
     "num_labeled": (0, 100_000),

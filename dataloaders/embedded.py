@@ -13,6 +13,7 @@ DATA_SEED = 2021
 def make_embedded_data(
     folder: Path,
     patients: int,
+    slices: int,
     size: int,
     difficulty: float,
     proportions: list[float] | None,
@@ -30,6 +31,7 @@ def make_embedded_data(
         patients,
         size,
         DATA_SEED,
+        slices_per_patient=slices,
         class_proportions=proportions,
         difficulty=difficulty,
         with_bleed_rows_only=True,

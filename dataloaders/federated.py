@@ -162,13 +162,17 @@ def dry_run(args: Namespace) -> list[str]:
 
 def place_embedded_data(args: Namespace, say: Callable[[str], None]) -> None:
     """Generate the embedded data set and name it in `args`."""
-    name = f"phantom-{args.phantom_patients}-{args.image_size}-{args.phantom_difficulty:g}"
+    name = (
+        f"phantom-{args.phantom_patients}x{args.phantom_slices}-{args.image_size}px-"
+        f"difficulty{args.phantom_difficulty:g}"
+    )
     if args.phantom_proportions is not None:
         name += "-" + "_".join(f"{share:g}" for share in args.phantom_proportions)
     folder = Path("data") / name
     make_embedded_data(
         folder,
         args.phantom_patients,
+        args.phantom_slices,
         args.image_size,
         args.phantom_difficulty,
         args.phantom_proportions,
