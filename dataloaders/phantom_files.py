@@ -12,7 +12,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from dataloaders.phantom_anatomy import FIELD_OF_VIEW
+from dataloaders.phantom_head import FIELD_OF_VIEW
 from dataloaders.phantom_patients import SLICE_SPACING, Phantom
 from dataloaders.windows import WINDOWS, window_picture
 from utils.errors import UserError

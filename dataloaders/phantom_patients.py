@@ -6,25 +6,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataloaders.phantom_anatomy import (
+from dataloaders.phantom_bleeds import CLASS_NAMES, Bleed, blood_of, draw_bleed, strain_of
+from dataloaders.phantom_brain import find_spaces, no_strain
+from dataloaders.phantom_head import (
     HIGHEST_LEVEL,
     LOWEST_LEVEL,
     Frame,
     Head,
     draw_head,
-    find_spaces,
-    head_tissue,
-    no_strain,
     place,
-    scanner_noise,
 )
-from dataloaders.phantom_bleeds import (
-    CLASS_NAMES,
-    Bleed,
-    blood_of,
-    draw_bleed,
-    strain_of,
-)
+from dataloaders.phantom_tissue import head_tissue, scanner_noise
 
 # Slices with exactly one subtype in the 17,503-slice RSNA training list, in CLASS_NAMES' order.
 RSNA_PROPORTIONS = (377, 3687, 2344, 4119, 6976)
