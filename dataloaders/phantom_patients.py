@@ -127,7 +127,7 @@ def _scan(
     middle = bleeds[0].center[2] if bleeds else rng.uniform(LOWEST_LEVEL, HIGHEST_LEVEL)
     levels = _levels(middle + rng.uniform(-3, 3), count)
     # Coarse pictures are drawn finer and averaged: several tissues share each of their pixels.
-    finer = -(-128 // size)
+    finer = 1 if size >= 128 else 2
     frame = place(head, levels, size * finer)
     hounsfield, shown = _draw(head, frame, bleeds)
     hounsfield += scanner_noise(rng, head, frame, 0.6 + 0.8 * difficulty)
