@@ -79,7 +79,7 @@ def test_youden_is_chosen_on_validation_never_on_test():
     assert np.array_equal(evaluation.metrics.thresholds, again.metrics.thresholds)
     with pytest.raises(UserError, match="--predictions_val"):
         evaluate(test, "youden")
-    with pytest.raises(UserError, match="one checkpoint for both"):
+    with pytest.raises(UserError, match="use one checkpoint for both"):
         evaluate(test, "youden", example_predictions(class_names=["a", "b", "c"]))
 
 

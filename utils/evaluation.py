@@ -57,8 +57,9 @@ def evaluate(
             )
         if tuple(validation.class_names) != tuple(predictions.class_names):
             raise UserError(
-                f"--threshold youden: the validation classes are {', '.join(validation.class_names)}, those "
-                f"of the test set {', '.join(predictions.class_names)}; use one checkpoint for both"
+                f"--threshold youden: the validation classes ({', '.join(validation.class_names)}) "
+                f"are not those of the test set ({', '.join(predictions.class_names)}); use one "
+                "checkpoint for both"
             )
         thresholds = youden_thresholds(validation.labels, validation.probabilities)
         rule = f"Youden's J per class, chosen on {len(validation.labels)} validation images"
