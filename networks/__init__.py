@@ -1,0 +1,1 @@
+"""The classifier: DenseNet121 with one dropout before its head, and optional self-attention."""

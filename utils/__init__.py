@@ -1,0 +1,1 @@
+"""Formulas, logs, checkpoints, tables and figures."""

@@ -1,0 +1,143 @@
+"""Images and labels as arrays, and the batches of augmented views that clients train on."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from dataloaders.augment import Augmentation, apply_views, draw_views, normalize
+from dataloaders.pixels import load_pixels
+from dataloaders.table import ImageTable, resolve_images
+
+CACHES = ("auto", "device", "ram", "disk")
+DEVICE_SHARE = 0.4  # of a GPU's free memory that "auto" gives to images
+
+
+class Batch(NamedTuple):
+    """views: tensors (B, 3, S, S), one per augmented view; labels: int64 (B,), on the device."""
+
+    views: list[torch.Tensor]
+    labels: torch.Tensor
+
+
+class ImageDataset:
+    """uint8 images (N, S, S, C) and int64 labels (N,), with names and patients.
+
+    The pixels stay where `cache` says: on "disk" (memory-mapped), in "ram", or on each "device"
+    that asks for batches; "auto" takes the device where they fit into its free memory.
+    """
+
+    def __init__(
+        self,
+        pixels: np.ndarray,
+        labels: np.ndarray,
+        names: Sequence[str],
+        class_names: Sequence[str],
+        groups: Sequence[str] | None = None,
+        fingerprint: str = "",
+        cache: str = "auto",
+    ):
+        self.pixels = torch.from_numpy(np.array(pixels) if cache == "ram" else pixels)
+        self.labels = torch.as_tensor(labels, dtype=torch.int64)
+        self.names = list(names)
+        self.class_names = tuple(class_names)
+        self.groups = None if groups is None else list(groups)
+        self.fingerprint = fingerprint
+        self.cache = cache
+        self._on_device: dict[torch.device, torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def image_size(self) -> int:
+        """Pixels along one side."""
+        return self.pixels.shape[1]
+
+    def images(self, indices: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """Raw images by index (CPU int64): float32 (B, C, S, S) in 0..255 on `device`."""
+        pixels = self._pixels_for(device)
+        if pixels.device.type == "cpu":
+            chosen = pixels[indices]
+            if device.type != "cpu":
+                chosen = chosen.pin_memory().to(device, non_blocking=True)
+        else:
+            chosen = pixels[indices.to(device, non_blocking=True)]
+        return chosen.permute(0, 3, 1, 2).float()
+
+    def _pixels_for(self, device: torch.device) -> torch.Tensor:
+        if device.type == "cpu" or self.cache in ("ram", "disk"):
+            return self.pixels
+        if device not in self._on_device:
+            free, _ = torch.cuda.mem_get_info(device)
+            fits = self.pixels.nbytes < DEVICE_SHARE * free
+            placed = self.pixels.to(device) if fits or self.cache == "device" else self.pixels
+            self._on_device[device] = placed
+        return self._on_device[device]
+
+    def training_batches(
+        self,
+        indices: torch.Tensor,
+        labels: torch.Tensor,
+        batch_size: int,
+        num_views: int,
+        augmentation: Augmentation,
+        generator: torch.Generator,
+        device: torch.device,
+    ) -> Iterator[Batch]:
+        """One epoch over `indices` (CPU int64) in random order, `num_views` views of each image.
+
+        `labels` (int64, one per image of the data set) are handed out with the images.
+        All draws come from `generator` (on the CPU) before the first batch. A last batch of one
+        sample joins the one before it: BatchNorm cannot normalise a single sample.
+        """
+        order = indices[torch.randperm(len(indices), generator=generator)]
+        parameters = [
+            draw_views(len(order), self.image_size, augmentation, generator).to(device)
+            for _ in range(num_views)
+        ]
+        labels = labels[order].to(device)
+        for start, stop in batch_bounds(len(order), batch_size):
+            images = self.images(order[start:stop], device)
+            views = [normalize(apply_views(images, drawn[start:stop])) for drawn in parameters]
+            yield Batch(views, labels[start:stop])
+
+    def evaluation_batches(
+        self, indices: torch.Tensor, batch_size: int, device: torch.device
+    ) -> Iterator[torch.Tensor]:
+        """Images in order, normalised and not augmented: (B, 3, S, S)."""
+        for chunk in indices.split(batch_size):
+            yield normalize(self.images(chunk, device))
+
+
+def batch_bounds(count: int, batch_size: int) -> list[tuple[int, int]]:
+    """(start, stop) of each batch; a last batch of one sample joins the one before it."""
+    starts = list(range(0, count, batch_size))
+    if len(starts) > 1 and count - starts[-1] == 1:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], count], strict=True))
+
+
+def load_dataset(
+    table: ImageTable,
+    root_path: Path,
+    image_size: int,
+    cache: str,
+    cache_dir: Path,
+    say: Callable[[str], None],
+) -> ImageDataset:
+    """The images of a label file as an `ImageDataset`; `UserError` names what cannot be used."""
+    paths = resolve_images(table, root_path)
+
+    def describe(i: int) -> str:
+        return f"{table.source} line {table.line_numbers[i]}: {table.names[i]}"
+
+    pixels, fingerprint = load_pixels(paths, image_size, cache_dir, describe, say)
+    identity = hashlib.blake2b(fingerprint.encode() + table.labels.tobytes(), digest_size=16)
+    fingerprint = identity.hexdigest()
+    return ImageDataset(
+        pixels, table.labels, table.names, table.class_names, table.groups, fingerprint, cache
+    )

@@ -1,0 +1,173 @@
+"""A folder of images as one uint8 array, decoded once and kept on disk beside a fingerprint."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from utils.errors import UserError
+from utils.files import atomic_write, write_text
+
+MAX_PIXELS = 16_000_000
+GREY_MODES = ("1", "L", "LA")
+COLOUR_MODES = ("RGB", "RGBA", "P", "CMYK", "YCbCr")
+CHUNK = 256
+
+
+def load_pixels(
+    paths: Sequence[Path],
+    image_size: int,
+    cache_dir: Path,
+    describe: Callable[[int], str],
+    say: Callable[[str], None],
+) -> tuple[np.ndarray, str]:
+    """All images as uint8 (N, S, S, C), memory-mapped, and the fingerprint of their files.
+
+    C is 1 when every file is grey, else 3. Images are resized to S x S (bilinear, as torchvision
+    does for PIL images); image_size 0 keeps the files' own size, which must then be one and
+    square. The array is kept in `cache_dir` and rebuilt when a file's name, size or time changed.
+    `describe(i)` names image i in an error ("train.csv line 7: ID_1.png"); `say` takes progress.
+    Raises `UserError` for an image that cannot be used and for a disk that is full.
+    """
+    fingerprint = fingerprint_files(paths, image_size)
+    stem = hashlib.blake2b("\n".join(map(str, paths)).encode(), digest_size=8).hexdigest()
+    array_path = cache_dir / f"images-{stem}-{image_size}.npy"
+    array, problem = _open_cache(array_path, fingerprint)
+    if array is not None:
+        return array, fingerprint
+    say(f"decoding {len(paths)} images ({problem}); kept in {array_path}")
+    try:
+        _build_cache(array_path, fingerprint, paths, image_size, describe)
+    except OSError as error:
+        raise UserError(
+            f"--cache_dir {cache_dir}: {error.strerror or error}: free some space or name another"
+        ) from error
+    array, problem = _open_cache(array_path, fingerprint)
+    if array is None:
+        raise UserError(f"{array_path}: unreadable right after it was written ({problem})")
+    return array, fingerprint
+
+
+def fingerprint_files(paths: Sequence[Path], image_size: int) -> str:
+    """Changes when an image is added, removed, reordered, replaced or resized differently."""
+    digest = hashlib.blake2b(str(image_size).encode(), digest_size=16)
+    for path in paths:
+        status = os.stat(path)
+        digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def read_header(path: Path) -> tuple[tuple[int, int], bool]:
+    """(width, height) and whether the file is grey, from its header; `ValueError` with a reason."""
+    try:
+        with Image.open(path) as image:
+            size, mode = image.size, image.mode
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
+        raise ValueError(f"not readable as an image ({_reason(error)})") from error
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"{size[0]} x {size[1]} pixels, more than the 16 million allowed")
+    if mode not in GREY_MODES + COLOUR_MODES:
+        raise ValueError(f"pixels of mode {mode}: convert it to 8-bit grey or RGB")
+    return size, mode in GREY_MODES
+
+
+def decode_image(path: Path, image_size: int, grey: bool) -> np.ndarray:
+    """One file as uint8 (S, S, C); `ValueError` with a reason when its bytes are damaged."""
+    try:
+        with Image.open(path) as image:
+            picture = image.convert("L" if grey else "RGB")
+    except Exception as error:  # PIL's decoders raise many kinds on damaged bytes
+        raise ValueError(f"damaged image ({_reason(error)})") from error
+    if image_size:
+        picture = picture.resize((image_size, image_size), Image.Resampling.BILINEAR)
+    pixels = np.asarray(picture, dtype=np.uint8)
+    return pixels[:, :, None] if grey else pixels
+
+
+def _build_cache(
+    array_path: Path,
+    fingerprint: str,
+    paths: Sequence[Path],
+    image_size: int,
+    describe: Callable[[int], str],
+) -> None:
+    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+        headers = list(_named(pool.map(_attempt(read_header), paths), describe))
+        grey = all(is_grey for _, is_grey in headers)
+        side = image_size or _common_side([size for size, _ in headers], describe)
+        decode = _attempt(lambda path: decode_image(path, image_size, grey))
+        digest = hashlib.sha256()
+        with (
+            atomic_write(array_path) as file,
+            tqdm(total=len(paths), desc="decode", unit="image", disable=None) as bar,
+        ):
+            header = {
+                "descr": "|u1",
+                "fortran_order": False,
+                "shape": (len(paths), side, side, 1 if grey else 3),
+            }
+            np.lib.format.write_array_header_1_0(file, header)
+            for start in range(0, len(paths), CHUNK):
+                chunk = pool.map(decode, paths[start : start + CHUNK])
+                pixels = np.stack(list(_named(chunk, lambda i: describe(start + i))))  # noqa: B023
+                digest.update(pixels.data)
+                file.write(pixels.data)
+                bar.update(len(pixels))
+    note = {"fingerprint": fingerprint, "sha256": digest.hexdigest()}
+    write_text(array_path.with_suffix(".json"), json.dumps(note) + "\n")
+
+
+def _open_cache(array_path: Path, fingerprint: str) -> tuple[np.ndarray | None, str]:
+    """The cached array, or None and why it cannot be used."""
+    try:
+        note = json.loads(array_path.with_suffix(".json").read_text())
+        array = np.load(array_path, mmap_mode="c", allow_pickle=False)
+    except FileNotFoundError:
+        return None, "first use"
+    except (OSError, ValueError, EOFError):
+        return None, "the cached copy is damaged"
+    if note.get("fingerprint") != fingerprint:
+        return None, "the files have changed since they were cached"
+    if hashlib.sha256(array.data).hexdigest() != note.get("sha256"):
+        return None, "the cached copy is damaged"
+    return array, ""
+
+
+def _attempt(function: Callable) -> Callable:
+    """`function` returning (result, reason) instead of raising `ValueError`."""
+
+    def attempt(path: Path):
+        try:
+            return function(path), None
+        except ValueError as error:
+            return None, str(error)
+
+    return attempt
+
+
+def _named(attempts: Iterator, describe: Callable[[int], str]) -> Iterator:
+    for i, (result, reason) in enumerate(attempts):
+        if reason is not None:
+            raise UserError(f"{describe(i)}: {reason}; replace the file or remove the row")
+        yield result
+
+
+def _common_side(sizes: Sequence[tuple[int, int]], describe: Callable[[int], str]) -> int:
+    first = sizes[0]
+    for i, size in enumerate(sizes):
+        if size != first or size[0] != size[1]:
+            raise UserError(
+                f"{describe(i)}: {size[0]} x {size[1]} pixels, but --image_size 0 needs square "
+                "images of one size: choose a size, for instance --image_size 224"
+            )
+    return first[0]
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

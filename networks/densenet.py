@@ -1,0 +1,64 @@
+"""DenseNet121's backbone from torchvision, and its ImageNet weights from disk."""
+
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+from torchvision.models import DenseNet, densenet121
+
+from utils.errors import UserError
+
+NUM_FEATURES = 1024
+CHECKPOINT_FOLDER = Path(__file__).resolve().parents[1] / "models" / "hub" / "checkpoints"
+CHECKPOINT_NAMES = ("densenet121-a639ec97.pth", "densenet121.pth")
+
+
+def build_densenet121(num_outputs: int) -> DenseNet:
+    """torchvision's DenseNet121 with `classifier` = Sequential(Linear(1024, num_outputs)).
+
+    The dense layers' own dropout is off (drop_rate 0); the weights are random.
+    """
+    network = densenet121(weights=None, drop_rate=0)
+    network.classifier = nn.Sequential(nn.Linear(NUM_FEATURES, num_outputs))
+    return network
+
+
+def find_imagenet_weights(folder: Path = CHECKPOINT_FOLDER) -> Path:
+    """The file of ImageNet weights in `folder`; `UserError` says where to put one."""
+    for name in CHECKPOINT_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(
+        f"--pretrained 1: no ImageNet weights in {folder}: put torchvision's "
+        f"{CHECKPOINT_NAMES[0]} there, or train from random weights with --pretrained 0"
+    )
+
+
+def load_imagenet_weights(network: DenseNet, path: Path) -> None:
+    """Load the backbone of a published ImageNet checkpoint into `network`, in place.
+
+    Accepts today's names and those of the published file, which writes `norm.1` for `norm1`.
+    The 1000-class head is left out. Raises `UserError` when an entry is missing or misshapen.
+    """
+    try:
+        published = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path}: not readable as weights ({type(error).__name__})") from error
+    renamed = {
+        re.sub(r"(norm|conv)\.(\d)\.", r"\1\2.", name): value for name, value in published.items()
+    }
+    backbone = {
+        name.removeprefix("features."): value
+        for name, value in renamed.items()
+        if name.startswith("features.")
+    }
+    # The published file is older than BatchNorm's step counter, which starts at 0.
+    for name, value in network.features.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            backbone.setdefault(name, torch.zeros_like(value))
+    try:
+        network.features.load_state_dict(backbone)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise UserError(f"{path}: not the weights of a DenseNet121: {reason}") from error

@@ -1,0 +1,89 @@
+"""The network every client trains."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from networks.attention import SelfAttention
+from networks.densenet import (
+    NUM_FEATURES,
+    build_densenet121,
+    find_imagenet_weights,
+    load_imagenet_weights,
+)
+
+MODES = ("U-Ones", "U-Zeros", "U-MultiClass")
+ATTENTIONS = ("none", "self")
+
+
+class SeededDropout(nn.Module):
+    """Dropout whose draws come from a generator of the caller's, on the input's device.
+
+    With `generator` None it draws from torch's global generator. Identity in eval mode.
+    """
+
+    def __init__(self, drop_rate: float):
+        super().__init__()
+        self.drop_rate = drop_rate
+        self.generator: torch.Generator | None = None
+
+    def forward(self, activations: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.drop_rate == 0:
+            return activations
+        noise = torch.rand(activations.shape, generator=self.generator, device=activations.device)
+        return activations * (noise >= self.drop_rate) / (1 - self.drop_rate)
+
+
+class DenseNet121(nn.Module):
+    """DenseNet121 with one dropout between the pooled features and a linear head.
+
+    out_size: number of classes in the label file.
+    mode: what a label of -1 means; "U-MultiClass" adds one output for the class "uncertain".
+    drop_rate: of the dropout before the head, in [0, 1).
+    attention: "self" puts one self-attention layer over the last feature map.
+
+    The state dict's names are those of the released program: `densenet121.features.*`,
+    `densenet121.classifier.0.weight` and `.bias` (727 entries), and `attention.*` if there is one.
+    """
+
+    def __init__(
+        self, out_size: int, mode: str = "U-Ones", drop_rate: float = 0.2, attention: str = "none"
+    ):
+        super().__init__()
+        if mode not in MODES:
+            raise ValueError(f"mode is one of {MODES}, not {mode!r}")
+        if not 0 <= drop_rate < 1:
+            raise ValueError(f"drop_rate lies in [0, 1), not {drop_rate}")
+        if attention not in ATTENTIONS:
+            raise ValueError(f"attention is one of {ATTENTIONS}, not {attention!r}")
+        self.num_outputs = out_size + (mode == "U-MultiClass")
+        self.densenet121 = build_densenet121(self.num_outputs)
+        self.attention = SelfAttention(NUM_FEATURES) if attention == "self" else nn.Identity()
+        self.dropout = SeededDropout(drop_rate)
+        self.autocast_dtype: torch.dtype | None = None
+
+    def load_imagenet(self) -> None:
+        """Load ImageNet weights from models/hub/checkpoints; `UserError` where there are none."""
+        load_imagenet_weights(self.densenet121, find_imagenet_weights())
+
+    def feature_map(self, images: torch.Tensor) -> torch.Tensor:
+        """images (B, 3, H, W), ImageNet-normalised -> last feature map (B, 1024, H/32, W/32)."""
+        with torch.autocast(
+            images.device.type,
+            dtype=self.autocast_dtype,
+            enabled=self.autocast_dtype is not None,
+        ):
+            return self.attention(functional.relu(self.densenet121.features(images)))
+
+    def pooled(self, images: torch.Tensor) -> torch.Tensor:
+        """images (B, 3, H, W) -> activations (B, 1024) in float32, before dropout."""
+        return self.feature_map(images).float().mean(dim=(2, 3))
+
+    def classify(self, activations: torch.Tensor) -> torch.Tensor:
+        """activations (..., 1024) -> logits (..., num_outputs); draws a fresh dropout mask."""
+        return self.densenet121.classifier(self.dropout(activations))
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """images (B, 3, H, W) -> activations (B, 1024), logits (B, num_outputs)."""
+        activations = self.pooled(images)
+        return activations, self.classify(activations)

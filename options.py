@@ -1,0 +1,498 @@
+"""Every flag, in groups, and the presets: one dict of overrides per source.
+
+A flag on the command line beats the preset, the preset beats the flag's default. The defaults are
+the slides' values.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from confuse_matrix import DISTANCES
+from dataloaders.dataset import CACHES
+from dataloaders.table import LABEL_UNCERTAINTY, MULTI_LABEL
+from networks.models import ATTENTIONS
+from utils.errors import UserError
+
+METHODS = ("fedirm", "fed_consistency", "fed_selftraining", "fedavg")
+
+PAPER = {
+    "rounds": 100,
+    "local_ep": 1,
+    "base_lr": 2e-4,
+    "labeled_lr_late": 0.0,
+    "adam_beta2": 0.99,
+    "labeled_matrix": "dataset",
+    "absent_class": "skip",
+    "mc_passes": 8,
+    "mc_average": "probabilities",
+    "entropy_threshold": math.log(2),
+    "confidence_threshold": 0.0,
+    "unlabeled_matrix": "probabilities",
+    "consistency_norm": "batch",
+    "relation_scale": 1.0,
+    "unsupervised_weight": 1.0,
+    "rampup_power": 1,
+    "rampup_clock": "round",
+    "join_epoch": -1,
+    "labeled_stop": 0,
+    "fedavg_weights": "size",
+    "bn_updates": "once",
+}
+OFFICIAL = {"local_ep": 1, "base_lr": 2e-4, "label_smoothing": 0.1, "labeled_views": 2}
+EMBEDDED = {
+    "pretrained": 0,
+    "image_size": 64,
+    "batch_size": 8,
+    "local_ep": 1,
+    "base_lr": 1e-3,
+    "labeled_lr_late": 0.0,
+    "fedavg_weights": "size",
+    "bn_updates": "once",
+}
+PRESETS: dict[str, dict] = {
+    "slides": {},
+    "slides-revised": {"rounds": 100, "local_ep": 1, "batch_size": 5},
+    "official": OFFICIAL,
+    "paper": PAPER,
+    "paper-skin": PAPER,
+    "demo": EMBEDDED
+    | {
+        "rounds": 26,
+        "join_epoch": 15,
+        "consistency_rampup": 22,
+        "phantom_patients": 420,
+        "phantom_difficulty": 0.3,
+        "phantom_proportions": [14, 20, 17, 21, 28],
+        "save_every": 10,
+    },
+}
+EMBEDDED_PRESETS = ("demo",)
+
+# Flags that may differ when a run goes on; every other one decides what is computed.
+FREE_ON_RESUME = {
+    "resume",
+    "rounds",
+    "gpu",
+    "cache",
+    "cache_dir",
+    "save_every",
+    "figure_every",
+    "progress",
+    "dry_run",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a bad flag as this project reports every mistake: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (all flags: python {self.prog} --help)")
+
+
+def args_parser(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the flags of train_main.py (`argv` defaults to the command line).
+
+    `explicit` in the result lists the flags that were typed. Raises `UserError` for a flag that
+    is unknown, malformed or out of range.
+    """
+    parser = build_parser()
+    preset = parser.parse_known_args(argv)[0].preset
+    parser.set_defaults(**PRESETS[preset])
+    args = parser.parse_args(argv)
+    check_options(args)
+    return args
+
+
+def explicit_flags(argv: Sequence[str] | None = None) -> dict:
+    """The flags that were typed, with their values: no defaults, no preset."""
+    return vars(build_parser(argument_default=argparse.SUPPRESS).parse_args(argv))
+
+
+def build_parser(argument_default=None) -> argparse.ArgumentParser:
+    """The parser; with `argument_default` SUPPRESS it knows no defaults."""
+    parser = _Parser(
+        prog="train_main.py",
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--preset", choices=PRESETS, default="slides", help="which source's values to take"
+    )
+    for add_group in (_data, _federation, _training, _unlabeled, _network, _running):
+        add_group(parser)
+    if argument_default is not None:
+        for action in parser._actions:
+            action.default = argument_default
+    return parser
+
+
+def _data(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--root_path", type=Path, help="folder of the images named in the CSVs")
+    group.add_argument("--csv_file_train", type=Path, help="CSV of the training images")
+    group.add_argument("--csv_file_val", type=Path, help="CSV of the validation images")
+    group.add_argument("--csv_file_test", type=Path, help="CSV of the test images")
+    group.add_argument(
+        "--medmnist", type=Path, help="a MedMNIST .npz file, instead of folder and CSVs"
+    )
+    group.add_argument(
+        "--label_uncertainty",
+        choices=LABEL_UNCERTAINTY,
+        default="U-Ones",
+        help="what a label of -1 becomes: 1, 0, or a class of its own",
+    )
+    group.add_argument(
+        "--multi_label",
+        choices=MULTI_LABEL,
+        default="refuse",
+        help="what happens to a row with no class or several",
+    )
+    group.add_argument(
+        "--image_size", type=int, default=224, help="pixels per side; 0: as the files are"
+    )
+    group.add_argument("--degrees", type=float, default=10.0, help="largest rotation of a view")
+    group.add_argument(
+        "--translate", type=float, default=0.02, help="largest shift of a view, share of its side"
+    )
+    group.add_argument("--flip", type=float, default=0.5, help="probability of a horizontal flip")
+    group.add_argument(
+        "--cache",
+        choices=CACHES,
+        default="auto",
+        help="where the decoded images live; auto: on the GPU where they fit, else on disk",
+    )
+    group.add_argument(
+        "--cache_dir", type=Path, default=Path("data/cache"), help="folder for decoded images"
+    )
+    group.add_argument(
+        "--phantom_patients",
+        type=int,
+        default=420,
+        help="patients of the embedded data set (presets that generate their data)",
+    )
+    group.add_argument(
+        "--phantom_slices", type=int, default=2, help="slices per patient of the embedded data set"
+    )
+    group.add_argument(
+        "--phantom_split",
+        type=float,
+        nargs=3,
+        default=[0.7, 0.1, 0.2],
+        metavar=("TRAIN", "VAL", "TEST"),
+        help="shares of the embedded data set, or numbers of images",
+    )
+    group.add_argument(
+        "--phantom_difficulty",
+        type=float,
+        default=0.5,
+        help="of the embedded data set: 0 large, dense bleeds; 1 small, faint ones",
+    )
+    group.add_argument(
+        "--phantom_proportions",
+        type=float,
+        nargs=5,
+        metavar="P",
+        default=None,
+        help="class proportions of the embedded data set; default RSNA's",
+    )
+
+
+def _federation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("federation")
+    group.add_argument("--method", choices=METHODS, default="fedirm", help="row of the paper")
+    group.add_argument("--num_users", type=int, default=10, help="clients the data is dealt to")
+    group.add_argument("--num_labeled", type=int, default=2, help="clients with labels: 0, 1, ...")
+    group.add_argument(
+        "--labeled_ids", type=int, nargs="+", help="which clients have labels, instead of the first"
+    )
+    group.add_argument(
+        "--labeled_fraction",
+        type=float,
+        default=0.0,
+        help="every client has labels for this share of its images, none for the rest; 0: off",
+    )
+    group.add_argument(
+        "--partition",
+        choices=("iid", "dirichlet", "site", "column"),
+        default="iid",
+        help="equal parts at random; Dirichlet by class; by the CSV's site; by its column client",
+    )
+    group.add_argument(
+        "--dirichlet_alpha", type=float, default=0.5, help="small: clients of few classes"
+    )
+    group.add_argument(
+        "--split", type=Path, help="a split.json of another run: the same clients again"
+    )
+    group.add_argument(
+        "--num_unlabeled",
+        type=int,
+        default=None,
+        help="clients without labels that take part, lowest numbers first; default: all",
+    )
+    group.add_argument("--rounds", type=int, default=200, help="federated rounds")
+    group.add_argument("--local_ep", type=int, default=2, help="local epochs per round")
+    group.add_argument(
+        "--start_epoch", type=int, default=0, help="number of the first round, for the schedules"
+    )
+    group.add_argument(
+        "--join_epoch",
+        type=int,
+        default=20,
+        help="unlabelled clients take part once round * local_ep exceeds this; -1: at once",
+    )
+    group.add_argument(
+        "--labeled_stop",
+        type=int,
+        default=200,
+        help="labelled clients stop once round * local_ep reaches this; 0: never",
+    )
+    group.add_argument(
+        "--fedavg_weights",
+        choices=("equal", "size"),
+        default="equal",
+        help="clients count alike, or by their number of images (N_k / N)",
+    )
+
+
+def _training(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("training")
+    group.add_argument("--batch_size", type=int, default=48, help="images per step")
+    group.add_argument("--base_lr", type=float, default=1e-3, help="Adam's learning rate")
+    group.add_argument(
+        "--labeled_lr_late",
+        type=float,
+        default=3e-4,
+        help="labelled clients' rate once round * local_ep exceeds join_epoch; 0: unchanged",
+    )
+    group.add_argument("--adam_beta1", type=float, default=0.9, help="Adam's first momentum")
+    group.add_argument("--adam_beta2", type=float, default=0.999, help="Adam's second momentum")
+    group.add_argument("--weight_decay", type=float, default=5e-4, help="Adam's L2 penalty")
+    group.add_argument(
+        "--label_smoothing", type=float, default=0.0, help="of the labelled clients' cross entropy"
+    )
+    group.add_argument(
+        "--labeled_views",
+        type=int,
+        choices=(1, 2),
+        default=1,
+        help="views whose cross entropies are summed",
+    )
+    group.add_argument(
+        "--labeled_matrix",
+        choices=("dataset", "batches"),
+        default="batches",
+        help="M^l from the client's per-class means, or the mean of its batches' matrices",
+    )
+    group.add_argument(
+        "--temperature", type=float, default=2.0, help="tau of the relation matrix (eq. 3)"
+    )
+    group.add_argument(
+        "--absent_class",
+        choices=("uniform", "skip"),
+        default="uniform",
+        help="row of a class without samples: uniform and counted, or left out of the matching",
+    )
+
+
+def _unlabeled(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("unlabelled clients")
+    group.add_argument("--consistency", type=float, default=1.0, help="largest lambda")
+    group.add_argument(
+        "--consistency_rampup", type=float, default=30.0, help="Omega, length of the ramp-up"
+    )
+    group.add_argument(
+        "--rampup_power",
+        type=int,
+        choices=(1, 2),
+        default=2,
+        help="lambda = exp(-5 (1 - t/Omega)^power)",
+    )
+    group.add_argument(
+        "--rampup_clock",
+        choices=("epoch", "round"),
+        default="epoch",
+        help="t counts local epochs or federated rounds",
+    )
+    group.add_argument(
+        "--unsupervised_weight", type=float, default=15.0, help="factor on lambda (L_c + L_IRM)"
+    )
+    group.add_argument(
+        "--consistency_norm",
+        choices=("flag", "batch"),
+        default="flag",
+        help="L_c's sum is divided by the flag batch_size, or by the batch's own size",
+    )
+    group.add_argument("--ema_decay", type=float, default=0.99, help="alpha of the EMA teacher")
+    group.add_argument(
+        "--ema_consistency",
+        type=int,
+        choices=(0, 1),
+        default=1,
+        help="1: the EMA teacher gives the targets; 0: the student itself does",
+    )
+    group.add_argument(
+        "--global_step", type=int, default=0, help="step count the EMA warm-up starts from"
+    )
+    group.add_argument("--mc_passes", type=int, default=11, help="T, stochastic forward passes")
+    group.add_argument(
+        "--mc_average",
+        choices=("logits", "probabilities"),
+        default="logits",
+        help="what is averaged over the stochastic passes",
+    )
+    group.add_argument(
+        "--entropy_threshold", type=float, default=2.0, help="h in nats: reliable below it"
+    )
+    group.add_argument(
+        "--confidence_threshold",
+        type=float,
+        default=0.3,
+        help="reliable only from this largest probability on; 0: off",
+    )
+    group.add_argument(
+        "--unlabeled_matrix",
+        choices=("logits", "probabilities"),
+        default="logits",
+        help="what M^u averages over the reliable samples of a pseudo class",
+    )
+    group.add_argument(
+        "--relation_distance", choices=DISTANCES, default="kl", help="between relation matrices"
+    )
+    group.add_argument(
+        "--relation_scale", type=float, default=0.5, help="factor on the distance in L_IRM"
+    )
+    group.add_argument(
+        "--bn_updates",
+        choices=("every_pass", "once"),
+        default="every_pass",
+        help="BatchNorm's running statistics move once per stochastic pass, or once per step",
+    )
+
+
+def _network(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("network")
+    group.add_argument("--drop_rate", type=float, default=0.2, help="dropout before the classifier")
+    group.add_argument(
+        "--attention", choices=ATTENTIONS, default="none", help="layer over the last feature map"
+    )
+    group.add_argument(
+        "--pretrained",
+        type=int,
+        choices=(0, 1),
+        default=1,
+        help="start from the ImageNet weights in models/hub/checkpoints",
+    )
+
+
+def _running(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("running")
+    group.add_argument(
+        "--resume",
+        type=Path,
+        default=None,
+        help="a run's folder: go on where it stopped; a .pth file: start from its weights",
+    )
+    group.add_argument(
+        "--run_dir", type=Path, default=None, help="folder of this run; default runs/NAME"
+    )
+    group.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="check flags, CSVs, image headers and disk space, print the tables and stop",
+    )
+    group.add_argument("--seed", type=int, default=1337, help="of every random draw")
+    group.add_argument(
+        "--deterministic",
+        type=int,
+        choices=(0, 1),
+        default=1,
+        help="1: the same bits at every run on the same device",
+    )
+    group.add_argument(
+        "--gpu", default="0,1", help="CUDA devices to use where they exist, or 'cpu'"
+    )
+    group.add_argument("--eval_every", type=int, default=1, help="rounds between evaluations")
+    group.add_argument(
+        "--threshold", type=float, default=0.4, help="of the metrics, on softmax probabilities"
+    )
+    group.add_argument("--save_every", type=int, default=1, help="rounds between epoch_N.pth files")
+    group.add_argument("--figure_every", type=int, default=10, help="rounds between figures")
+    group.add_argument(
+        "--progress", type=int, choices=(0, 1), default=1, help="a progress bar on a terminal"
+    )
+
+
+# flag -> (lowest, highest) allowed value, both included
+RANGES = {
+    "image_size": (0, 4096),
+    "degrees": (0, 180),
+    "translate": (0, 1),
+    "flip": (0, 1),
+    "phantom_patients": (20, 100_000),
+    "phantom_slices": (1, 64),
+    "phantom_difficulty": (0, 1),
+    "num_users": (1, 100_000),
+    "num_labeled": (0, 100_000),
+    "num_unlabeled": (0, 100_000),
+    "rounds": (1, 1_000_000),
+    "local_ep": (1, 1000),
+    "start_epoch": (0, 1_000_000),
+    "join_epoch": (-1, 1_000_000),
+    "labeled_stop": (0, 1_000_000),
+    "labeled_fraction": (0, 1),
+    "dirichlet_alpha": (1e-6, 1e6),
+    "batch_size": (2, 65_536),
+    "base_lr": (1e-12, 10),
+    "labeled_lr_late": (0, 10),
+    "adam_beta1": (0, 0.9999999),
+    "adam_beta2": (0, 0.9999999),
+    "weight_decay": (0, 10),
+    "label_smoothing": (0, 0.999),
+    "temperature": (1e-3, 1e3),
+    "consistency": (0, 1e6),
+    "consistency_rampup": (0, 1e6),
+    "unsupervised_weight": (0, 1e6),
+    "ema_decay": (0, 1),
+    "global_step": (0, 10**12),
+    "mc_passes": (1, 1000),
+    "entropy_threshold": (0, 100),
+    "confidence_threshold": (0, 1),
+    "relation_scale": (0, 1e6),
+    "drop_rate": (0, 0.99),
+    "seed": (0, 2**63 - 1),
+    "eval_every": (1, 1_000_000),
+    "threshold": (0, 1),
+    "save_every": (1, 1_000_000),
+    "figure_every": (1, 1_000_000),
+}
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raise `UserError` for a flag out of range or two flags that contradict each other."""
+    for name, (low, high) in RANGES.items():
+        value = getattr(args, name)
+        if value is not None and not low <= value <= high:
+            raise UserError(f"--{name} {value}: must lie between {low} and {high}")
+    if args.num_labeled == 0:
+        raise UserError("--num_labeled 0: nobody would learn from labels; give at least 1")
+    if args.num_labeled + (args.num_unlabeled or 0) > args.num_users:
+        raise UserError(
+            f"--num_labeled {args.num_labeled} --num_unlabeled {args.num_unlabeled}: more than "
+            f"--num_users {args.num_users}"
+        )
+    if args.preset in EMBEDDED_PRESETS or args.resume is not None or args.medmnist is not None:
+        return
+    for name in ("root_path", "csv_file_train", "csv_file_test"):
+        if not getattr(args, name):
+            raise UserError(
+                f"--{name} is missing; python train_main.py --preset demo needs no data of yours"
+            )
+
+
+def needs_embedded_data(args: argparse.Namespace) -> bool:
+    """Whether the preset brings its own data and the user named none."""
+    return args.preset in EMBEDDED_PRESETS and args.root_path is None and args.medmnist is None

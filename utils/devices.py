@@ -1,0 +1,38 @@
+"""Where clients train: the devices that exist, and one network on each."""
+
+from collections.abc import Callable
+
+import torch
+
+from networks.models import DenseNet121
+from utils.errors import UserError
+
+
+def choose_devices(gpu: str, say: Callable[[str], None]) -> list[torch.device]:
+    """The devices that `--gpu` asks for and this machine has; `say` hears of a fallback.
+
+    "0,1" asks for CUDA devices by number, "cpu" for the processor; repeating "cpu" trains
+    several clients side by side on it. Raises `UserError` for anything else.
+    """
+    wanted = [part.strip() for part in gpu.split(",") if part.strip()]
+    if wanted and all(part == "cpu" for part in wanted):
+        return [torch.device("cpu")] * len(wanted)
+    if not wanted or not all(part.isdecimal() for part in wanted):
+        raise UserError(f"--gpu {gpu!r}: give device numbers like 0,1 or the word cpu")
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    devices = [torch.device("cuda", int(part)) for part in wanted if int(part) < available]
+    if not devices:
+        say(f"no CUDA device among --gpu {gpu}: training on the CPU")
+        return [torch.device("cpu")]
+    return devices
+
+
+def set_deterministic(deterministic: bool) -> None:
+    """Same bits at every run on the same device, or the fastest convolutions cuDNN finds."""
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+def place_network(net: DenseNet121, device: torch.device) -> DenseNet121:
+    """`net` on `device`, its convolutions in channels-last order (twice as fast on a CPU)."""
+    return net.to(device=device, memory_format=torch.channels_last)

@@ -1,0 +1,294 @@
+"""Log files back into runs: a reader that copes with ragged logs and never invents a number."""
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from utils.errors import UserError
+from utils.log_lines import RECORD, STAMP, metrics_of
+from utils.namespace_text import parse_namespace
+
+# Flags that may differ between the start of a run and its resumption, in old and new programs.
+RESUMPTION_FLAGS = frozenset(
+    {"resume", "rounds", "start_epoch", "global_step", "gpu", "run_dir", "progress"}
+    | {"cache", "cache_dir", "save_every", "figure_every"}
+)
+
+# A number that stands right before one of these may have lost its last digits.
+_CUT = re.compile(rf"(?:{STAMP} ?)?Namespace\(|\Z")
+_FIRST_LINE = re.compile(r" ?Namespace\(")
+_DAY = 24 * 3600.0
+
+
+@dataclass
+class RoundLog:
+    """What the log says about one round; None or absent where it does not say.
+
+    `metrics` maps test_auroc, val_f1, ... to fractions. `client_seconds` maps a client to the
+    seconds from its line to the next, only where no client's line is missing in between.
+    """
+
+    number: int | None = None
+    labeled_clients: list[int] = field(default_factory=list)
+    unlabeled_clients: list[int] = field(default_factory=list)
+    loss: float | None = None
+    learning_rate: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    client_seconds: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass
+class RunLog:
+    """One run as its log tells it. `rounds` is keyed by the round's number.
+
+    `wall_seconds` sums the steps between time stamps (None without two of them); the pause
+    before a resumed run is not in it. `notes` says in words what had to be decided.
+    """
+
+    source: str
+    arguments: dict[str, object] = field(default_factory=dict)
+    training_size: int | None = None
+    rounds: dict[int, RoundLog] = field(default_factory=dict)
+    wall_seconds: float | None = None
+    lines_not_understood: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def finished_rounds(self) -> list[RoundLog]:
+        """The rounds whose training was closed by a loss line, in order."""
+        return [
+            self.rounds[key] for key in sorted(self.rounds) if self.rounds[key].loss is not None
+        ]
+
+
+def parse_log(text_or_path: str | os.PathLike) -> list[RunLog]:
+    """The runs in a log, in order; a string with a line break in it is the log itself.
+
+    Several runs may follow one another, be cut off, lose line breaks between records or lack
+    clients, rounds or arguments: what is not there stays None or absent. A run whose arguments
+    equal those of the run before it and whose first round comes later is that run resumed: its
+    rounds replace the earlier run's from there on, and a note says so. A number whose last
+    digits may be missing (the log ends or another run begins right after it) is not read.
+    The clock has no date: a step back of the clock is midnight when it leaves less than half a
+    day between two lines, otherwise it counts nothing and a note says so.
+
+    Raises UserError for a file that cannot be read.
+    """
+    if isinstance(text_or_path, str) and "\n" in text_or_path:
+        source, text = "text", text_or_path
+    else:
+        source, text = str(text_or_path), _read(Path(text_or_path))
+    return _join_resumed(_LogReader(source, text.replace("\r\n", "\n")).read())
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; name a run's log.txt") from error
+
+
+class _LogReader:
+    """Walks over the records of one log and fills one RunLog per first line.
+
+    `open_round` is the round whose clients are being named (without a number while its first
+    line is missing); `closed_round` the one that a metrics line after the loss belongs to.
+    """
+
+    def __init__(self, source: str, text: str):
+        self.source, self.text = source, text
+        self.runs: list[RunLog] = []
+        self.strange_until = -1
+        self.strange_before = 0
+        self._new_run(RunLog(source))
+
+    def read(self) -> list[RunLog]:
+        """The runs as their first lines part them, a resumed run in two."""
+        position = 0
+        while record := RECORD.search(self.text, position):
+            self._strange(position, record.start())
+            position = record.end()
+            if record["stamp"]:
+                self._tick(record)
+            elif record["namespace"]:
+                position = self._namespace(record.start())
+            elif not self._take(record):
+                self._strange(record.start(), record.end())
+        self._strange(position, len(self.text))
+        self._finish_run()
+        if self.runs:
+            self.runs[0].lines_not_understood += self.strange_before
+        return self.runs
+
+    def _new_run(self, run: RunLog) -> None:
+        self.run = run
+        self.open_round: RoundLog | None = None
+        self.closed_round: RoundLog | None = None
+        self.clock: float | None = None
+        self.stamp_end = -1
+        self.client: tuple[int, float] | None = None
+        self.before_loss: list[tuple[RoundLog, int, float]] = []
+
+    def _finish_run(self) -> None:
+        """Keep the run, and the seconds of the client before each loss line if it was the last."""
+        for entry, client, seconds in self.before_loss:
+            if client == _last_client(self.run, client in entry.labeled_clients):
+                entry.client_seconds[client] = seconds
+        if self.run.arguments or self.run.rounds:
+            self.runs.append(self.run)
+        else:
+            self.strange_before += self.run.lines_not_understood
+
+    def _strange(self, start: int, end: int) -> None:
+        """Count the lines that have ink between `start` and `end`, each line once."""
+        for ink in re.finditer(r"\S[^\n]*", self.text[start:end]):
+            position = start + ink.start()
+            if position > self.strange_until:
+                self.run.lines_not_understood += 1
+                line_end = self.text.find("\n", position)
+                self.strange_until = line_end if line_end >= 0 else len(self.text)
+
+    def _tick(self, record: re.Match) -> None:
+        hours, minutes, seconds = record["stamp"][1:-1].split(":")
+        now = 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+        if self.clock is not None and not _FIRST_LINE.match(self.text, record.end()):
+            step = (now - self.clock) % _DAY
+            if step > _DAY / 2:
+                step, self.client = 0.0, None
+                self.run.notes.append("the clock was set back: the wall time is a lower bound")
+            self.run.wall_seconds = (self.run.wall_seconds or 0.0) + step
+        self.clock, self.stamp_end = now, record.end()
+
+    def _is_stamped(self, start: int) -> bool:
+        return self.stamp_end >= 0 and not self.text[self.stamp_end : start].strip()
+
+    def _namespace(self, start: int) -> int:
+        """Begin the next run at its first line; returns where that line ends."""
+        arguments, end, closed = parse_namespace(self.text, start)
+        clock = self.clock if self._is_stamped(start) else None
+        self._finish_run()
+        self._new_run(RunLog(self.source, arguments))
+        self.clock = clock
+        if not closed:
+            self.run.notes.append("first line cut off: some arguments are missing")
+            self.run.lines_not_understood += 1
+        return end
+
+    def _take(self, record: re.Match) -> bool:
+        """Enter a record into the run; False if its numbers cannot be trusted or placed."""
+        if record["metrics"]:
+            return self._metrics(record)
+        if record["rule"]:
+            return True
+        if _CUT.match(self.text, record.end()):
+            return False
+        if record["size"]:
+            self.run.training_size = int(record["size"])
+        elif record["begin"]:
+            self._begin(int(record["begin"]))
+        elif record["client"]:
+            self._client(int(record["id"]), record["kind"] == "Supervised", record.start())
+        else:
+            self._loss(int(record["round"]), float(record["value"]), float(record["rate"]))
+        return True
+
+    def _make_room(self, number: int) -> None:
+        """Before a round that is not the next one: the run taken up again, or another run."""
+        if self.run.rounds and number <= min(self.run.rounds):
+            self._finish_run()
+            self._new_run(RunLog(self.source, notes=["first line missing: arguments unknown"]))
+        _drop_from(self.run, number)
+
+    def _begin(self, number: int) -> None:
+        self._make_room(number)
+        self.open_round = self.run.rounds[number] = RoundLog(number)
+        self.client = None
+
+    def _client(self, client: int, labeled: bool, start: int) -> None:
+        if self.open_round is None:
+            self.open_round = RoundLog()
+        if self.client and self._is_stamped(start) and client == self.client[0] + 1:
+            self.open_round.client_seconds[self.client[0]] = self._seconds_of_client()
+        clients = self.open_round.labeled_clients if labeled else self.open_round.unlabeled_clients
+        clients.append(client)
+        started = self.run.wall_seconds or 0.0
+        self.client = (client, started) if self._is_stamped(start) else None
+
+    def _seconds_of_client(self) -> float:
+        return (self.run.wall_seconds or 0.0) - self.client[1]
+
+    def _loss(self, number: int, loss: float, learning_rate: float) -> None:
+        entry = self.open_round
+        if entry is None or entry.number not in (None, number):
+            entry = RoundLog()
+        if entry.number is None:
+            self._make_room(number)
+        entry.number, entry.loss, entry.learning_rate = number, loss, learning_rate
+        self.run.rounds[number] = entry
+        if self.client and entry is self.open_round:
+            self.before_loss.append((entry, self.client[0], self._seconds_of_client()))
+        self.open_round, self.closed_round, self.client = None, entry, None
+
+    def _metrics(self, record: re.Match) -> bool:
+        entry = self.open_round if self.open_round and self.open_round.number is not None else None
+        entry = entry or self.closed_round
+        if entry is None:
+            return False
+        entry.metrics |= metrics_of(record)
+        return True
+
+
+def _last_client(run: RunLog, labeled: bool) -> int:
+    """The highest client of its kind: as the arguments say, otherwise as the log shows."""
+    num_labeled, num_unlabeled, num_users = (
+        run.arguments.get(name) for name in ("num_labeled", "num_unlabeled", "num_users")
+    )
+    if labeled and isinstance(num_labeled, int):
+        return num_labeled - 1
+    if not labeled and isinstance(num_labeled, int) and isinstance(num_unlabeled, int):
+        return num_labeled + num_unlabeled - 1
+    if not labeled and isinstance(num_users, int):
+        return num_users - 1
+    lists = (r.labeled_clients if labeled else r.unlabeled_clients for r in run.rounds.values())
+    return max(client for clients in lists for client in clients)
+
+
+def _drop_from(run: RunLog, number: int) -> None:
+    """Forget the rounds from `number` on, because the run takes them again."""
+    again = [key for key in run.rounds if key >= number]
+    for key in again:
+        del run.rounds[key]
+    if again:
+        run.notes.append(f"goes on from round {number}: {len(again)} earlier round(s) replaced")
+
+
+def _join_resumed(runs: list[RunLog]) -> list[RunLog]:
+    joined: list[RunLog] = []
+    for run in runs:
+        if joined and _is_resumption(joined[-1], run):
+            _append(joined[-1], run)
+        else:
+            joined.append(run)
+    return joined
+
+
+def _is_resumption(earlier: RunLog, later: RunLog) -> bool:
+    same, again = (
+        {name: value for name, value in run.arguments.items() if name not in RESUMPTION_FLAGS}
+        for run in (earlier, later)
+    )
+    if not same or same != again:
+        return False
+    return not earlier.rounds or not later.rounds or min(later.rounds) > min(earlier.rounds)
+
+
+def _append(earlier: RunLog, later: RunLog) -> None:
+    earlier.notes.append("started again")
+    if later.rounds:
+        _drop_from(earlier, min(later.rounds))
+    earlier.rounds |= later.rounds
+    earlier.training_size = later.training_size or earlier.training_size
+    walls = [run.wall_seconds for run in (earlier, later) if run.wall_seconds is not None]
+    earlier.wall_seconds = sum(walls) if walls else None
+    earlier.lines_not_understood += later.lines_not_understood
+    earlier.notes += later.notes

@@ -1,0 +1,109 @@
+"""What a run writes while it goes: log.txt, metrics.csv, matrices.csv, TensorBoard curves."""
+
+import csv
+import io
+import logging
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from logging.handlers import MemoryHandler
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from utils.files import write_text
+
+
+class StampFormatter(logging.Formatter):
+    """`[hh:mm:ss.mmm] message`; a message that begins with a line break goes without the stamp."""
+
+    def __init__(self):
+        super().__init__("[%(asctime)s.%(msecs)03d] %(message)s", datefmt="%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        return message[1:] if message.startswith("\n") else super().format(record)
+
+
+class _Terminal(logging.Handler):
+    """Standard output; a line moves an open progress bar down instead of cutting through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+class RunLog:
+    """log.txt and the terminal. What is said before `open` reaches the file after its first lines.
+
+    One run at a time per process: the lines go through the logger named "fedirm".
+    """
+
+    def __init__(self):
+        self.logger = logging.getLogger("fedirm")
+        self.logger.setLevel(logging.INFO)
+        self.logger.propagate = False
+        self.early = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL)
+        terminal = _Terminal()
+        terminal.setFormatter(StampFormatter())
+        self.handlers: list[logging.Handler] = [terminal, self.early]
+        for handler in self.handlers:
+            self.logger.addHandler(handler)
+
+    def say(self, text: str) -> None:
+        """One message; a line of its own for each line of `text`."""
+        self.logger.info(text)
+
+    def open(self, path: Path, first_lines: Sequence[str]) -> None:
+        """Append to `path` from now on, beginning with `first_lines`."""
+        file = logging.FileHandler(path, encoding="utf-8")
+        file.setFormatter(StampFormatter())
+        self.logger.removeHandler(self.early)
+        self.logger.addHandler(file)
+        self.handlers = [self.handlers[0], file]
+        for line in first_lines:
+            self.say(line)
+        self.early.setTarget(file)
+        self.early.close()
+
+    def close(self) -> None:
+        """Close the file and leave the logger as it was."""
+        for handler in self.handlers:
+            self.logger.removeHandler(handler)
+            handler.close()
+
+
+def write_rows(path: Path, rows: Sequence[Mapping]) -> None:
+    """Write `rows` as CSV, whole or not at all; columns in order of first appearance.
+
+    None becomes an empty cell; floats are written so that they read back exactly.
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, buffer.getvalue())
+
+
+class Curves:
+    """TensorBoard: one scalar per number, one picture per matrix, in `folder`."""
+
+    def __init__(self, folder: Path, first_step: int):
+        self.writer = SummaryWriter(str(folder), purge_step=first_step)
+
+    def scalars(self, row: Mapping, step: int) -> None:
+        """Every number of a metrics.csv row; empty cells are left out."""
+        for name, value in row.items():
+            if isinstance(value, (int, float)) and math.isfinite(value) and name != "round":
+                self.writer.add_scalar(name, value, step)
+
+    def matrix(self, name: str, values, step: int, magnify: int = 24) -> None:
+        """A (C, C) array in [0, 1] as a grey picture, `magnify` pixels per cell."""
+        picture = values.repeat(magnify, axis=0).repeat(magnify, axis=1)
+        self.writer.add_image(name, picture[None].clip(0, 1), step)
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self.writer.close()

@@ -1,0 +1,50 @@
+"""The unlabelled clients' consistency loss and what decides which samples are reliable."""
+
+import torch
+from torch.nn import functional
+
+
+def softmax_mse_loss(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, denominator: float | None = None
+) -> torch.Tensor:
+    """Squared L2 distance between two softmax outputs (eq. 1), a scalar.
+
+    Both logits (B, C). Summed over samples and classes, then divided by `denominator`, or by B
+    when that is None. The teacher's side gets no gradient.
+    """
+    student = functional.softmax(student_logits, dim=1)
+    teacher = functional.softmax(teacher_logits.detach(), dim=1)
+    return (student - teacher).square().sum() / (denominator or len(student_logits))
+
+
+def mean_prediction(stochastic_logits: torch.Tensor, average: str) -> torch.Tensor:
+    """T stochastic predictions (T, B, C) -> one distribution per sample (B, C).
+
+    average "probabilities": the mean of the T softmax outputs (the paper's text to eq. 4).
+    average "logits": the softmax of the mean logits (the released program).
+    """
+    if average == "probabilities":
+        return functional.softmax(stochastic_logits, dim=2).mean(dim=0)
+    if average == "logits":
+        return functional.softmax(stochastic_logits.mean(dim=0), dim=1)
+    raise ValueError(f"average is 'probabilities' or 'logits', not {average!r}")
+
+
+def predictive_entropy(probabilities: torch.Tensor) -> torch.Tensor:
+    """w of eq. 4 in nats: probabilities (B, C) -> (B,), between 0 and ln C."""
+    return torch.special.entr(probabilities).sum(dim=1)
+
+
+def reliable_mask(
+    entropy: torch.Tensor,
+    probabilities: torch.Tensor,
+    entropy_threshold: float,
+    confidence_threshold: float,
+) -> torch.Tensor:
+    """Which samples take part in relation matching: bool (B,).
+
+    entropy (B,) below `entropy_threshold` (h of the paper) and the student's largest probability
+    in (B, C) at least `confidence_threshold` (the released program's second filter; 0 is off).
+    """
+    confident = probabilities.amax(dim=1) >= confidence_threshold
+    return (entropy < entropy_threshold) & confident

@@ -1,0 +1,188 @@
+"""Figures from CSV files: a run's curves and relation matrices, and comparisons of runs.
+
+`python -m utils.plots runs/A` rebuilds the run's figures/curves.png and figures/relation.png.
+`python -m utils.plots runs/A runs/B ...` compares runs in curves.png and bars.png of the folder
+--out: runs that differ in nothing but the seed become one line with their spread.
+"""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from utils.comparison_plots import draw_bars, draw_spread_curves, spread_of
+from utils.errors import run_command
+from utils.figures import (
+    COLORS,
+    LINE_STYLES,
+    MATRIX_ROWS,
+    draw_matrix,
+    matrix_colors,
+    matrix_triple,
+    save_figure,
+)
+from utils.run_folder import SOURCES, last_value, read_arguments, read_matrices, read_metrics
+from utils.tables import METRICS, differing_arguments, setting_text
+
+FEW_ROUNDS = 25
+LONGEST_LABEL = 60
+COMPARED = {"test_auroc": "test AUROC", "loss": "loss, mean of clients"}
+
+# panel title, y label, {column of metrics.csv: legend}, y range
+CURVES = (
+    (
+        "Training loss",
+        "loss",
+        {"loss": "mean of clients", "supervised_loss": "cross entropy"},
+        None,
+    ),
+    (
+        "Terms of the unlabelled clients' loss",
+        "loss",
+        {"consistency_loss": "consistency", "relation_loss": "relation"},
+        None,
+    ),
+    ("AUROC", "AUROC", {"test_auroc": "test", "val_auroc": "validation"}, None),
+    (
+        "Pseudo labels and ramp-up",
+        "share or weight",
+        {"reliable_share": "reliable share", "consistency_weight": "ramp-up weight"},
+        (-0.03, 1.03),
+    ),
+    ("Learning rate", "learning rate", {"learning_rate": "base"}, (0, None)),
+    (
+        "Time per client",
+        "seconds",
+        {"seconds_labeled": "labelled", "seconds_unlabeled": "unlabelled"},
+        (0, None),
+    ),
+)
+
+
+def draw_curves(metrics_csv: str | os.PathLike, out_png: str | os.PathLike) -> None:
+    """Losses, AUROC, reliable share, learning rate and seconds against the round.
+
+    A column that is missing or empty is left out; a panel without any says so.
+    """
+    metrics = read_metrics(metrics_csv)
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    for axes, panel in zip(figure.subplots(2, 3).flat, CURVES, strict=True):
+        _draw_panel(axes, metrics, *panel)
+    save_figure(figure, out_png)
+
+
+def _draw_panel(
+    axes: Axes,
+    metrics: pd.DataFrame,
+    title: str,
+    label: str,
+    columns: Mapping[str, str],
+    limits: tuple[float, float | None] | None,
+) -> None:
+    axes.set(title=title, xlabel="round", ylabel=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.grid(alpha=0.3)
+    marker = "o" if len(metrics) <= FEW_ROUNDS else None
+    drawn = 0
+    for (column, legend), color, style in zip(columns.items(), COLORS, LINE_STYLES, strict=False):
+        points = metrics[["round", column]].dropna() if column in metrics else metrics.head(0)
+        if points.empty:
+            continue
+        axes.plot("round", column, data=points, label=legend, color=color, ls=style, marker=marker)
+        drawn += 1
+    if not drawn:
+        axes.set(xticks=[], yticks=[])
+        axes.text(0.5, 0.5, "not recorded", ha="center", transform=axes.transAxes, color="0.4")
+        return
+    if len(columns) > 1:
+        axes.legend(frameon=False)
+    axes.set_xlim(metrics["round"].min() - 0.5, metrics["round"].max() + 0.5)
+    if limits:
+        low, high = limits
+        axes.set_ylim(low, 1.08 * axes.dataLim.ymax if high is None else high)
+
+
+def draw_relation(
+    matrices: Mapping[str, Sequence[Sequence[float]]],
+    class_names: Sequence[str],
+    out_png: str | os.PathLike,
+) -> None:
+    """The mean matrices of labelled and unlabelled clients and their absolute difference.
+
+    `matrices` has `labeled_mean` and `unlabeled_mean`, each C x C with rows that sum to 1; one
+    that is missing or None is drawn as an empty panel, a NaN cell as a dash. The three panels
+    share one colour scale.
+    """
+    figure = Figure(figsize=(11, 3.9), layout="constrained")
+    row = figure.subplots(1, 3, sharey=True)
+    panels = matrix_triple(matrices)
+    colors = matrix_colors(panels)
+    for axes, panel, title in zip(row, panels, MATRIX_ROWS, strict=True):
+        axes.set_title(title)
+        draw_matrix(axes, panel, class_names, colors, 9.0 if len(class_names) <= 7 else 6.0)
+    row[0].set_ylabel("class of the samples")
+    figure.colorbar(colors, ax=list(row), label="probability", shrink=0.75)
+    save_figure(figure, out_png)
+
+
+def rebuild_figures(run_dir: Path) -> list[Path]:
+    """Draw a run's curves and relation matrices anew from its CSV files; the files written.
+
+    The matrices are those of the last round that has both, or else of the last round.
+    """
+    curves, relation = run_dir / "figures" / "curves.png", run_dir / "figures" / "relation.png"
+    draw_curves(run_dir / "metrics.csv", curves)
+    rounds, class_names = read_matrices(run_dir / "matrices.csv")
+    complete = [number for number, found in rounds.items() if len(found) == len(SOURCES)]
+    draw_relation(rounds[max(complete or rounds)], class_names, relation)
+    return [curves, relation]
+
+
+def compare_runs(run_dirs: Sequence[Path], out_dir: Path) -> list[Path]:
+    """Curves and bars of several runs, grouped by what differs in their flags; the files written.
+
+    The bars are each run's last evaluated round.
+    """
+    arguments = [read_arguments(run_dir) for run_dir in run_dirs]
+    names = differing_arguments(arguments)
+    groups: dict[str, list[pd.DataFrame]] = {}
+    for run_dir, flags in zip(run_dirs, arguments, strict=True):
+        label = setting_text(flags, names)
+        label = label if len(label) <= LONGEST_LABEL else run_dir.name
+        groups.setdefault(label, []).append(read_metrics(run_dir / "metrics.csv"))
+    curves, bars = out_dir / "curves.png", out_dir / "bars.png"
+    draw_spread_curves(groups, COMPARED, curves)
+    last = {
+        title: {
+            label: spread_of([100 * last_value(run, column) for run in runs])
+            for label, runs in groups.items()
+        }
+        for column, title in METRICS.items()
+    }
+    draw_bars(last, {}, "", bars)
+    return [curves, bars]
+
+
+def main() -> None:
+    """Rebuild one run's figures, or compare several runs."""
+    parser = argparse.ArgumentParser(prog="python -m utils.plots", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/comparison"), help="folder for a comparison"
+    )
+    options = parser.parse_args()
+    if len(options.runs) == 1:
+        written = rebuild_figures(options.runs[0])
+    else:
+        written = compare_runs(options.runs, options.out)
+    for path in written:
+        print(path)
+
+
+if __name__ == "__main__":
+    run_command(main)
