@@ -81,9 +81,11 @@ class UnsupervisedLocalUpdate(LocalUpdate):
         student = dict(net.named_parameters())
         teacher = copy_tensors(self.teacher or student, device)
         # BatchNorm in train mode writes its statistics; the teacher's must not reach the student's.
-        teacher_state = teacher | copy_tensors(dict(net.named_buffers()))
+        teacher_state = copy_tensors(dict(net.named_buffers()))
+        if args.ema_consistency:
+            teacher_state |= teacher
         if target_matrix is not None:
-            target_matrix = RelationMatrix(*(part.to(device) for part in target_matrix))
+            target_matrix = target_matrix.to(device)
         meter = RelationMeter(args.temperature, args.absent_class, "batches")
         step = self.step
 
@@ -109,7 +111,7 @@ class UnsupervisedLocalUpdate(LocalUpdate):
             stats.pop("loss"),
             None,
             stats,
-            pseudo_matrix=meter.matrix(),
+            pseudo_matrix=meter.matrix().to("cpu"),
         )
 
     def losses(
@@ -120,13 +122,17 @@ class UnsupervisedLocalUpdate(LocalUpdate):
         target_matrix: RelationMatrix | None,
         meter: RelationMeter,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """L_c and L_IRM of one batch, scalars, and which of its samples are reliable, bool (B,)."""
+        """L_c and L_IRM of one batch, scalars, and which of its samples are reliable, bool (B,).
+
+        `teacher_state` replaces entries of `net` in the teacher's pass: BatchNorm's statistics,
+        and the parameters unless the student is its own teacher (ema_consistency 0).
+        """
         args = self.args
         student_view, teacher_view = batch.views  # (B, 3, S, S) each
         activations, student_logits = net(student_view)  # (B, 1024), (B, C)
         student_probabilities = softmax(student_logits, dim=1)
         with torch.no_grad():
-            teacher_logits = self.teacher_forward(net, teacher_state, teacher_view)
+            _, teacher_logits = functional_call(net, teacher_state, (teacher_view,))
             # In train mode the backbone gives the same features at every pass, so T stochastic
             # passes are T draws of the dropout behind it.
             stochastic = net.classify(activations.expand(args.mc_passes, *activations.shape))
@@ -145,14 +151,6 @@ class UnsupervisedLocalUpdate(LocalUpdate):
             return consistency_loss, consistency_loss.new_zeros(()), reliable
         distance = relation_loss(relation, target_matrix, args.relation_distance)  # eq. 6
         return consistency_loss, args.relation_scale * distance, reliable
-
-    def teacher_forward(
-        self, net: DenseNet121, teacher_state: dict[str, torch.Tensor], view: torch.Tensor
-    ) -> torch.Tensor:
-        """The teacher's logits (B, C) in train mode; the student's own without ema_consistency."""
-        if not self.args.ema_consistency:
-            return net(view)[1]
-        return functional_call(net, teacher_state, (view,))[1]
 
     @property
     def matches_relation(self) -> bool:

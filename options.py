@@ -70,6 +70,7 @@ PRESETS: dict[str, dict] = {
     },
 }
 EMBEDDED_PRESETS = ("demo",)
+DATA_FLAGS = ("root_path", "csv_file_train", "csv_file_val", "csv_file_test", "medmnist")
 
 # Flags that may differ when a run goes on; every other one decides what is computed.
 FREE_ON_RESUME = {
@@ -95,8 +96,7 @@ class _Parser(argparse.ArgumentParser):
 def args_parser(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the flags of train_main.py (`argv` defaults to the command line).
 
-    `explicit` in the result lists the flags that were typed. Raises `UserError` for a flag that
-    is unknown, malformed or out of range.
+    Raises `UserError` for a flag that is unknown, malformed or out of range.
     """
     parser = build_parser()
     preset = parser.parse_known_args(argv)[0].preset
@@ -248,7 +248,8 @@ def _federation(parser: argparse.ArgumentParser) -> None:
         "--labeled_stop",
         type=int,
         default=200,
-        help="labelled clients stop once round * local_ep reaches this; 0: never",
+        help="labelled clients stop once round * local_ep reaches this, where unlabelled ones "
+        "carry on; 0: never",
     )
     group.add_argument(
         "--fedavg_weights",
@@ -484,7 +485,12 @@ def check_options(args: argparse.Namespace) -> None:
             f"--num_labeled {args.num_labeled} --num_unlabeled {args.num_unlabeled}: more than "
             f"--num_users {args.num_users}"
         )
-    if args.preset in EMBEDDED_PRESETS or args.resume is not None or args.medmnist is not None:
+    if args.start_epoch >= args.rounds:
+        raise UserError(f"--start_epoch {args.start_epoch}: must be below --rounds {args.rounds}")
+    goes_on = args.resume is not None and args.resume.is_dir()
+    if args.dry_run and not goes_on and needs_embedded_data(args):
+        raise UserError(f"--dry_run: preset {args.preset} makes its own data, nothing to check")
+    if goes_on or args.medmnist is not None or needs_embedded_data(args):
         return
     for name in ("root_path", "csv_file_train", "csv_file_test"):
         if not getattr(args, name):
@@ -495,4 +501,5 @@ def check_options(args: argparse.Namespace) -> None:
 
 def needs_embedded_data(args: argparse.Namespace) -> bool:
     """Whether the preset brings its own data and the user named none."""
-    return args.preset in EMBEDDED_PRESETS and args.root_path is None and args.medmnist is None
+    named = any(getattr(args, name) for name in DATA_FLAGS)
+    return args.preset in EMBEDDED_PRESETS and not named

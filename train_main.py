@@ -25,7 +25,7 @@ from options import args_parser, needs_embedded_data
 from utils.checkpoint import build_network, load_model, load_weights
 from utils.client import ClientUpdate, LocalUpdate, copy_weights
 from utils.devices import choose_devices, place_network, set_deterministic
-from utils.errors import run_command
+from utils.errors import UserError, run_command
 from utils.run import Progress, Run, architecture, is_labeled, open_run
 from utils.seeding import derive_seed
 
@@ -33,17 +33,19 @@ from utils.seeding import derive_seed
 def main() -> int:
     """Train as the command line says; the exit status."""
     args = args_parser()
-    if args.dry_run:
-        print("\n".join(dry_run(args)))
-        return 0
     signal.signal(signal.SIGTERM, _stop_by_signal)
     run = open_run(args)
     try:
-        train(run)
+        if args.dry_run:
+            print("\n".join(dry_run(run.args)))
+        else:
+            train(run)
     except (KeyboardInterrupt, SystemExit) as stop:
-        run.say(f"stopped; finished rounds are kept. {run.next_command()}")
+        run.say(f"stopped; {run.next_command()}")
         return stop.code if isinstance(stop, SystemExit) else 130
-    except BaseException:
+    except UserError:
+        raise
+    except Exception:
         print(f"{run.folder}: ended early. {run.next_command()}", file=sys.stderr)
         raise
     finally:
@@ -59,10 +61,10 @@ def train(run: Run) -> None:
     if needs_embedded_data(args):
         place_embedded_data(args, run.say)
     data = load_federated_data(args, run.say)
-    run.begin(data, devices)
     networks = build_networks(args, data.train.class_names, devices)
     clients = build_clients(args, data)
-    progress = run.restore(clients) or start(args, networks[0])
+    progress = run.restore(data, clients) or start(args, networks[0], data.train.class_names)
+    run.begin(data, devices)
     weights, target_matrix = progress.weights, progress.matrix
 
     for round in range(progress.next_round, args.rounds):
@@ -91,11 +93,11 @@ def build_networks(
     return [place_network(net, device) for net, device in zip(networks, devices, strict=True)]
 
 
-def start(args: Namespace, net: DenseNet121) -> Progress:
+def start(args: Namespace, net: DenseNet121, class_names: tuple[str, ...]) -> Progress:
     """Where a new run stands: at its first round, with a checkpoint's, ImageNet's or `net`'s
-    random weights."""
+    random weights. Raises `UserError` for a checkpoint of other classes or another network."""
     if args.resume is not None:
-        weights, content = load_model(args.resume)
+        weights, _ = load_model(args.resume, class_names)
         load_weights(net, weights, args.resume)
     elif args.pretrained:
         net.load_imagenet()
@@ -123,13 +125,14 @@ def build_clients(args: Namespace, data: FederatedData) -> list[LocalUpdate]:
 def clients_of_round(
     args: Namespace, clients: Sequence[LocalUpdate], round: int
 ) -> list[LocalUpdate]:
-    """Who trains in this round: the unlabelled join late, the labelled may stop, as flags say."""
+    """Who trains in this round: the unlabelled join late, the labelled may stop, as flags say.
+
+    The labelled stop only where unlabelled ones carry on, so that somebody always trains.
+    """
     epochs_done = round * args.local_ep
-    labeled_train = not args.labeled_stop or epochs_done < args.labeled_stop
-    unlabeled_train = epochs_done > args.join_epoch
-    return [
-        client for client in clients if (labeled_train if is_labeled(client) else unlabeled_train)
-    ]
+    joined = epochs_done > args.join_epoch and not all(map(is_labeled, clients))
+    stopped = joined and 0 < args.labeled_stop <= epochs_done
+    return [client for client in clients if (not stopped if is_labeled(client) else joined)]
 
 
 def train_clients(
@@ -177,6 +180,7 @@ def average_weights(
             run.client_done(update)
             share = update.num_samples if fedavg_weights == "size" else 1
             yield {name: value.to(device) for name, value in update.weights.items()}, share
+            del update  # not to hold its weights while the next client trains
 
     return FedAvg(weighted()), reports
 

@@ -21,9 +21,9 @@ class ClientUpdate(NamedTuple):
     """What a client returns to the server after local training.
 
     weights: whole state dict, sharing no memory with the network. num_samples: N_k. loss: mean
-    training loss over the steps. matrix: relation matrix of a labelled client, else None.
-    stats: numbers for metrics.csv. pseudo_matrix: what an unlabelled client's relation matrix
-    looked like, for the figures only; None otherwise.
+    training loss over the steps. matrix: relation matrix of a labelled client, on the CPU, else
+    None. stats: numbers for metrics.csv. pseudo_matrix: what an unlabelled client's relation
+    matrix looked like, on the CPU, for the figures only; None otherwise.
     """
 
     weights: dict[str, torch.Tensor]

@@ -1,6 +1,7 @@
 """One run and its folder: what it writes while it trains, and how it goes on after a stop."""
 
 import json
+import threading
 import time
 from argparse import Namespace
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ class Progress(NamedTuple):
 
 
 class Run:
-    """The folder of one run. `begin`, then `restore`, then rounds, then `finish`, then `close`."""
+    """The folder of one run. `restore`, then `begin`, then rounds, then `finish`, then `close`."""
 
     def __init__(self, args: Namespace, folder: Path):
         self.args = args
@@ -54,6 +55,7 @@ class Run:
         self.curves: Curves | None = None
         self.bar: tqdm | None = None
         self.log = RunLog()
+        self.lock = threading.Lock()
 
     def say(self, text: str) -> None:
         """One message to the terminal and, once the run has begun, to its log."""
@@ -61,9 +63,9 @@ class Run:
 
     def next_command(self) -> str:
         """What to type to go on with this run, or that there is nothing to go on from."""
-        if not self._state_files():
-            return "no round was finished; start it again"
-        return f"go on with: python train_main.py --resume {self.folder}"
+        if not (self.folder / "args.json").exists():
+            return "nothing was written yet: start it again"
+        return f"finished rounds are kept: go on with python train_main.py --resume {self.folder}"
 
     def close(self) -> None:
         """Close the log and the curves."""
@@ -80,9 +82,11 @@ class Run:
 
         Nothing is written before: a mistake in the flags or the data leaves no folder behind.
         """
-        self.identity = data.fingerprints()
         for place in (self.folder, self.folder / "checkpoints"):
-            place.mkdir(parents=True, exist_ok=True)
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"--run_dir {place}: {error.strerror}; name another") from error
             sweep_temporary_files(place)
         if not (self.folder / "args.json").exists():
             save_split(
@@ -101,12 +105,13 @@ class Run:
         )
         self.log.open(self.folder / "log.txt", first_lines)
 
-    def restore(self, clients: Sequence[LocalUpdate]) -> Progress | None:
+    def restore(self, data: FederatedData, clients: Sequence[LocalUpdate]) -> Progress | None:
         """Bring clients and history back to the last finished round; None where there is none.
 
         A damaged state is passed over for the one before it, with a line that says so. Raises
         `UserError` where all are damaged or the images are not those the run began with.
         """
+        self.identity = data.fingerprints()
         states = self._state_files()
         for path in states:
             try:
@@ -158,9 +163,10 @@ class Run:
         return time.perf_counter()
 
     def start_client(self, client: LocalUpdate) -> None:
-        """Log who trains."""
-        self.say(log_lines.client_line(client.client, is_labeled(client)))
-        self.say(log_lines.CLIENT_RULE)
+        """Log who trains; the two lines stay together where several devices train."""
+        with self.lock:
+            self.say(log_lines.client_line(client.client, is_labeled(client)))
+            self.say(log_lines.CLIENT_RULE)
 
     def client_done(self, update: ClientUpdate) -> None:
         """Move the bar on."""
@@ -321,6 +327,7 @@ def open_run(args: Namespace) -> Run:
 def resumed_args(args: Namespace) -> Namespace:
     """The flags a run began with, and those typed now that may change.
 
+    `resume` is what the run itself began from: a .pth file or None.
     Raises `UserError` where a flag typed now would change what is computed.
     """
     path = args.resume / "args.json"
@@ -345,7 +352,7 @@ def resumed_args(args: Namespace) -> Namespace:
             f"--resume {args.resume}: these flags decide what is computed and cannot change: "
             + ", ".join(changed)
         )
-    resumed = Namespace(**{**vars(args), **merged, **typed})
+    resumed = Namespace(**{**vars(args), **merged, **typed, "resume": merged["resume"]})
     if resumed.rounds < merged["rounds"]:
         raise UserError(f"--rounds {resumed.rounds}: the run was begun with {merged['rounds']}")
     check_options(resumed)
