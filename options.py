@@ -178,6 +178,14 @@ def _data(parser: argparse.ArgumentParser) -> None:
         "--phantom_slices", type=int, default=2, help="slices per patient of the embedded data set"
     )
     group.add_argument(
+        "--phantom_split",
+        type=float,
+        nargs=3,
+        default=[0.7, 0.1, 0.2],
+        metavar=("TRAIN", "VAL", "TEST"),
+        help="shares of the embedded data set, or numbers of images",
+    )
+    group.add_argument(
         "--phantom_difficulty",
         type=float,
         default=0.5,

@@ -15,7 +15,8 @@ from queue import SimpleQueue
 import torch
 
 from confuse_matrix import RelationMatrix, average_matrices
-from dataloaders.federated import FederatedData, dry_run, load_federated_data, place_embedded_data
+from dataloaders.embedded import place_embedded_data
+from dataloaders.federated import FederatedData, dry_run, load_federated_data
 from FedAvg import FedAvg
 from local_supervised import SupervisedLocalUpdate
 from local_unsupervised import SelfTrainingLocalUpdate, UnsupervisedLocalUpdate

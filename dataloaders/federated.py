@@ -10,10 +10,8 @@ import numpy as np
 
 from dataloaders.check import check_data, refuse_different_classes
 from dataloaders.dataset import ImageDataset, load_dataset
-from dataloaders.embedded import make_embedded_data
 from dataloaders.medmnist_dataset import load_medmnist
 from dataloaders.partition import (
-    SPLIT_FILES,
     labelled_clients,
     labelled_fraction,
     split,
@@ -159,30 +157,6 @@ def dry_run(args: Namespace) -> list[str]:
         needed = {args.cache_dir: images * args.image_size**2 * channels}
         report = check_data(tables, args.root_path, needed)
     return report + describe_clients(tables["train"], deal_clients(args, tables["train"]))
-
-
-def place_embedded_data(args: Namespace, say: Callable[[str], None]) -> None:
-    """Generate the embedded data set and name it in `args`."""
-    name = (
-        f"phantom-{args.phantom_patients}x{args.phantom_slices}-{args.image_size}px-"
-        f"difficulty{args.phantom_difficulty:g}"
-    )
-    if args.phantom_proportions is not None:
-        name += "-" + "_".join(f"{share:g}" for share in args.phantom_proportions)
-    folder = Path("data") / name
-    make_embedded_data(
-        folder,
-        args.phantom_patients,
-        args.phantom_slices,
-        args.image_size,
-        args.phantom_difficulty,
-        args.phantom_proportions,
-        say,
-    )
-    args.root_path = folder / "images"
-    args.csv_file_train, args.csv_file_val, args.csv_file_test = (
-        folder / file for file in SPLIT_FILES
-    )
 
 
 def read_preparation(root_path: Path) -> dict:

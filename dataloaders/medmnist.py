@@ -68,7 +68,7 @@ def class_names(path: str | os.PathLike, labels: Iterable[np.ndarray]) -> list[s
     names = known.split()
     if highest >= len(names):
         raise UserError(
-            f"{path} has a label {highest}, but the set of that name {len(names)} classes"
+            f"{path} has a label {highest}, but the set of that name has {len(names)} classes"
         )
     return names
 

@@ -12,7 +12,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from dataloaders.phantom_anatomy import FIELD_OF_VIEW
+from dataloaders.phantom_head import FIELD_OF_VIEW
 from dataloaders.phantom_patients import SLICE_SPACING, Phantom
 from dataloaders.windows import WINDOWS, window_picture
 from utils.errors import UserError
@@ -115,21 +115,23 @@ def write_contact_sheet(
     from matplotlib.figure import Figure
 
     names = [*phantom.class_names, "healthy"]
-    figure = Figure(figsize=(1.25 * columns + 0.3, 1.25 * len(names)), facecolor="black", dpi=150)
+    margin, cell = 0.3, 1.25  # inches
+    width = cell * columns + margin
+    figure = Figure(figsize=(width, cell * len(names)), facecolor="black", dpi=150)
     axes = figure.subplots(len(names), columns, squeeze=False)
-    figure.subplots_adjust(left=0.03, right=1, bottom=0, top=1, wspace=0.01, hspace=0.01)
+    figure.subplots_adjust(margin / width, bottom=0, right=1, top=1, wspace=0.01, hspace=0.01)
     rng = np.random.default_rng(0)
     for row, name in zip(axes, names, strict=True):
-        for cell in row:
-            cell.set_axis_off()
+        for axis in row:
+            axis.set_axis_off()
         row[0].text(
             -0.02, 0.5, name, color="white", fontsize=9, ha="right", va="center",
             rotation=90, transform=row[0].transAxes,
         )  # fmt: skip
         chosen = _one_per_patient(phantom, name, rng)[:columns]
-        for cell, index in zip(row, chosen, strict=False):
+        for axis, index in zip(row, chosen, strict=False):
             picture = window_picture(phantom.hounsfield[index], window)
-            cell.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
+            axis.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     with atomic_write(path) as file:
