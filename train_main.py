@@ -24,6 +24,7 @@ from federation import (
     prepare,
     start,
 )
+from flower_simulation import simulate
 from networks.models import DenseNet121
 from options import args_parser
 from utils.client import ClientUpdate, LocalUpdate
@@ -39,6 +40,8 @@ def main() -> int:
     try:
         if args.dry_run:
             print("\n".join(dry_run(run.args)))
+        elif run.args.engine == "flower":
+            simulate(run)
         else:
             train(run)
     except (KeyboardInterrupt, SystemExit) as stop:
