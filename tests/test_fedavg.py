@@ -12,7 +12,8 @@ from FedAvg import FedAvg
 
 def model(weight, steps) -> OrderedDict:
     return OrderedDict(
-        weight=torch.tensor(weight, dtype=torch.float32), steps=torch.tensor(steps, dtype=torch.int64)
+        weight=torch.tensor(weight, dtype=torch.float32),
+        steps=torch.tensor(steps, dtype=torch.int64),
     )
 
 
