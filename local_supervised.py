@@ -52,12 +52,15 @@ class SupervisedLocalUpdate(LocalUpdate):
         self.optimizer_state = optimizer.state_dict()
         stats = log.means()
         return ClientUpdate(
-            copy_weights(net), len(self.indices), stats["supervised_loss"], meter.matrix(), stats
+            copy_weights(net),
+            len(self.indices),
+            stats["supervised_loss"],
+            meter.matrix().to("cpu"),
+            stats,
         )
 
     def learning_rate(self, round: int) -> float:
         """`base_lr`, or `labeled_lr_late` (where not 0) once the unlabelled clients have joined."""
-        joined = round * self.args.local_ep > self.args.join_epoch
-        return self.args.labeled_lr_late if joined and self.args.labeled_lr_late else (
-            self.args.base_lr
-        )
+        args = self.args
+        joined = round * args.local_ep > args.join_epoch
+        return args.labeled_lr_late if joined and args.labeled_lr_late else args.base_lr

@@ -75,16 +75,21 @@ class UnsupervisedLocalUpdate(LocalUpdate):
         """
         args = self.args
         log = StepLog("loss", "consistency_loss", "relation_loss", "reliable_share")
+        device = net_device(net)
         self.receive(net, weights, round, self.batchnorm_momentum())
         optimizer = self.build_optimizer(net, args.base_lr)
         student = dict(net.named_parameters())
-        teacher = copy_tensors(self.teacher or student)
+        teacher = copy_tensors(self.teacher or student, device)
         # BatchNorm in train mode writes its statistics; the teacher's must not reach the student's.
-        teacher_state = teacher | copy_tensors(dict(net.named_buffers()))
+        teacher_state = copy_tensors(dict(net.named_buffers()))
+        if args.ema_consistency:
+            teacher_state |= teacher
+        if target_matrix is not None:
+            target_matrix = target_matrix.to(device)
         meter = RelationMeter(args.temperature, args.absent_class, "batches")
         step = self.step
 
-        for epoch, batches in self.epochs(2, round, net_device(net)):
+        for epoch, batches in self.epochs(2, round, device):
             weight = args.unsupervised_weight * self.consistency_weight(round, epoch)
             for batch in batches:
                 consistency, relation, reliable = self.losses(
@@ -106,7 +111,7 @@ class UnsupervisedLocalUpdate(LocalUpdate):
             stats.pop("loss"),
             None,
             stats,
-            pseudo_matrix=meter.matrix(),
+            pseudo_matrix=meter.matrix().to("cpu"),
         )
 
     def losses(
@@ -117,13 +122,17 @@ class UnsupervisedLocalUpdate(LocalUpdate):
         target_matrix: RelationMatrix | None,
         meter: RelationMeter,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """L_c and L_IRM of one batch, scalars, and which of its samples are reliable, bool (B,)."""
+        """L_c and L_IRM of one batch, scalars, and which of its samples are reliable, bool (B,).
+
+        `teacher_state` replaces entries of `net` in the teacher's pass: BatchNorm's statistics,
+        and the parameters unless the student is its own teacher (ema_consistency 0).
+        """
         args = self.args
         student_view, teacher_view = batch.views  # (B, 3, S, S) each
         activations, student_logits = net(student_view)  # (B, 1024), (B, C)
         student_probabilities = softmax(student_logits, dim=1)
         with torch.no_grad():
-            teacher_logits = self.teacher_forward(net, teacher_state, teacher_view)
+            _, teacher_logits = functional_call(net, teacher_state, (teacher_view,))
             # In train mode the backbone gives the same features at every pass, so T stochastic
             # passes are T draws of the dropout behind it.
             stochastic = net.classify(activations.expand(args.mc_passes, *activations.shape))
@@ -142,14 +151,6 @@ class UnsupervisedLocalUpdate(LocalUpdate):
             return consistency_loss, consistency_loss.new_zeros(()), reliable
         distance = relation_loss(relation, target_matrix, args.relation_distance)  # eq. 6
         return consistency_loss, args.relation_scale * distance, reliable
-
-    def teacher_forward(
-        self, net: DenseNet121, teacher_state: dict[str, torch.Tensor], view: torch.Tensor
-    ) -> torch.Tensor:
-        """The teacher's logits (B, C) in train mode; the student's own without ema_consistency."""
-        if not self.args.ema_consistency:
-            return net(view)[1]
-        return functional_call(net, teacher_state, (view,))[1]
 
     @property
     def matches_relation(self) -> bool:
@@ -195,9 +196,7 @@ class SelfTrainingLocalUpdate(LocalUpdate):
             for batch in batches:
                 _, logits = net(batch.views[0])
                 confident = batch.labels != IGNORED
-                summed = cross_entropy(
-                    logits, batch.labels, ignore_index=IGNORED, reduction="sum"
-                )
+                summed = cross_entropy(logits, batch.labels, ignore_index=IGNORED, reduction="sum")
                 loss = summed / confident.sum().clamp(min=1)
                 optimizer.zero_grad()
                 loss.backward()
@@ -206,9 +205,7 @@ class SelfTrainingLocalUpdate(LocalUpdate):
 
         self.optimizer_state = optimizer.state_dict()
         stats = log.means()
-        return ClientUpdate(
-            copy_weights(net), len(self.indices), stats.pop("loss"), None, stats
-        )
+        return ClientUpdate(copy_weights(net), len(self.indices), stats.pop("loss"), None, stats)
 
     def pseudo_label(self, net: DenseNet121, device: torch.device) -> torch.Tensor:
         """Labels (int64, one per image of the data set) by `net`; IGNORED where not confident."""

@@ -63,11 +63,14 @@ PRESETS: dict[str, dict] = {
         "rounds": 26,
         "join_epoch": 15,
         "consistency_rampup": 22,
-        "phantom_patients": 260,
+        "phantom_patients": 420,
+        "phantom_difficulty": 0.3,
+        "phantom_proportions": [14, 20, 17, 21, 28],
         "save_every": 10,
     },
 }
 EMBEDDED_PRESETS = ("demo",)
+DATA_FLAGS = ("root_path", "csv_file_train", "csv_file_val", "csv_file_test", "medmnist")
 
 # Flags that may differ when a run goes on; every other one decides what is computed.
 FREE_ON_RESUME = {
@@ -79,6 +82,7 @@ FREE_ON_RESUME = {
     "save_every",
     "figure_every",
     "progress",
+    "dry_run",
 }
 
 
@@ -92,15 +96,12 @@ class _Parser(argparse.ArgumentParser):
 def args_parser(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the flags of train_main.py (`argv` defaults to the command line).
 
-    `explicit` in the result lists the flags that were typed. Raises `UserError` for a flag that
-    is unknown, malformed or out of range.
+    Raises `UserError` for a flag that is unknown, malformed or out of range.
     """
     parser = build_parser()
     preset = parser.parse_known_args(argv)[0].preset
     parser.set_defaults(**PRESETS[preset])
     args = parser.parse_args(argv)
-    if args.num_unlabeled is None:
-        args.num_unlabeled = max(args.num_users - args.num_labeled, 0)
     check_options(args)
     return args
 
@@ -136,6 +137,9 @@ def _data(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--csv_file_val", type=Path, help="CSV of the validation images")
     group.add_argument("--csv_file_test", type=Path, help="CSV of the test images")
     group.add_argument(
+        "--medmnist", type=Path, help="a MedMNIST .npz file, instead of folder and CSVs"
+    )
+    group.add_argument(
         "--label_uncertainty",
         choices=LABEL_UNCERTAINTY,
         default="U-Ones",
@@ -167,8 +171,33 @@ def _data(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--phantom_patients",
         type=int,
-        default=260,
+        default=420,
         help="patients of the embedded data set (presets that generate their data)",
+    )
+    group.add_argument(
+        "--phantom_slices", type=int, default=2, help="slices per patient of the embedded data set"
+    )
+    group.add_argument(
+        "--phantom_split",
+        type=float,
+        nargs=3,
+        default=[0.7, 0.1, 0.2],
+        metavar=("TRAIN", "VAL", "TEST"),
+        help="shares of the embedded data set, or numbers of images",
+    )
+    group.add_argument(
+        "--phantom_difficulty",
+        type=float,
+        default=0.5,
+        help="of the embedded data set: 0 large, dense bleeds; 1 small, faint ones",
+    )
+    group.add_argument(
+        "--phantom_proportions",
+        type=float,
+        nargs=5,
+        metavar="P",
+        default=None,
+        help="class proportions of the embedded data set; default RSNA's",
     )
 
 
@@ -178,10 +207,31 @@ def _federation(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num_users", type=int, default=10, help="clients the data is dealt to")
     group.add_argument("--num_labeled", type=int, default=2, help="clients with labels: 0, 1, ...")
     group.add_argument(
+        "--labeled_ids", type=int, nargs="+", help="which clients have labels, instead of the first"
+    )
+    group.add_argument(
+        "--labeled_fraction",
+        type=float,
+        default=0.0,
+        help="every client has labels for this share of its images, none for the rest; 0: off",
+    )
+    group.add_argument(
+        "--partition",
+        choices=("iid", "dirichlet", "site", "column"),
+        default="iid",
+        help="equal parts at random; Dirichlet by class; by the CSV's site; by its column client",
+    )
+    group.add_argument(
+        "--dirichlet_alpha", type=float, default=0.5, help="small: clients of few classes"
+    )
+    group.add_argument(
+        "--split", type=Path, help="a split.json of another run: the same clients again"
+    )
+    group.add_argument(
         "--num_unlabeled",
         type=int,
         default=None,
-        help="clients without labels that take part, after the labelled ones; all others stay away",
+        help="clients without labels that take part, lowest numbers first; default: all",
     )
     group.add_argument("--rounds", type=int, default=200, help="federated rounds")
     group.add_argument("--local_ep", type=int, default=2, help="local epochs per round")
@@ -198,7 +248,8 @@ def _federation(parser: argparse.ArgumentParser) -> None:
         "--labeled_stop",
         type=int,
         default=200,
-        help="labelled clients stop once round * local_ep reaches this; 0: never",
+        help="labelled clients stop once round * local_ep reaches this, where unlabelled ones "
+        "carry on; 0: never",
     )
     group.add_argument(
         "--fedavg_weights",
@@ -349,6 +400,11 @@ def _running(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--run_dir", type=Path, default=None, help="folder of this run; default runs/NAME"
     )
+    group.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="check flags, CSVs, image headers and disk space, print the tables and stop",
+    )
     group.add_argument("--seed", type=int, default=1337, help="of every random draw")
     group.add_argument(
         "--deterministic",
@@ -378,6 +434,8 @@ RANGES = {
     "translate": (0, 1),
     "flip": (0, 1),
     "phantom_patients": (20, 100_000),
+    "phantom_slices": (1, 64),
+    "phantom_difficulty": (0, 1),
     "num_users": (1, 100_000),
     "num_labeled": (0, 100_000),
     "num_unlabeled": (0, 100_000),
@@ -386,6 +444,8 @@ RANGES = {
     "start_epoch": (0, 1_000_000),
     "join_epoch": (-1, 1_000_000),
     "labeled_stop": (0, 1_000_000),
+    "labeled_fraction": (0, 1),
+    "dirichlet_alpha": (1e-6, 1e6),
     "batch_size": (2, 65_536),
     "base_lr": (1e-12, 10),
     "labeled_lr_late": (0, 10),
@@ -416,20 +476,30 @@ def check_options(args: argparse.Namespace) -> None:
     """Raise `UserError` for a flag out of range or two flags that contradict each other."""
     for name, (low, high) in RANGES.items():
         value = getattr(args, name)
-        if not low <= value <= high:
+        if value is not None and not low <= value <= high:
             raise UserError(f"--{name} {value}: must lie between {low} and {high}")
-    taking_part = args.num_labeled + args.num_unlabeled
-    if not 1 <= taking_part <= args.num_users:
-        raise UserError(
-            f"--num_labeled {args.num_labeled} --num_unlabeled {args.num_unlabeled}: together at "
-            f"least 1 and at most --num_users {args.num_users}"
-        )
-    if args.method == "fedavg":
-        args.num_unlabeled = 0  # plain FedAvg has nothing to do for a client without labels
     if args.num_labeled == 0:
         raise UserError("--num_labeled 0: nobody would learn from labels; give at least 1")
+    if args.num_labeled + (args.num_unlabeled or 0) > args.num_users:
+        raise UserError(
+            f"--num_labeled {args.num_labeled} --num_unlabeled {args.num_unlabeled}: more than "
+            f"--num_users {args.num_users}"
+        )
+    if args.start_epoch >= args.rounds:
+        raise UserError(f"--start_epoch {args.start_epoch}: must be below --rounds {args.rounds}")
+    goes_on = args.resume is not None and args.resume.is_dir()
+    if args.dry_run and not goes_on and needs_embedded_data(args):
+        raise UserError(f"--dry_run: preset {args.preset} makes its own data, nothing to check")
+    if goes_on or args.medmnist is not None or needs_embedded_data(args):
+        return
     for name in ("root_path", "csv_file_train", "csv_file_test"):
-        if args.preset not in EMBEDDED_PRESETS and args.resume is None and not getattr(args, name):
+        if not getattr(args, name):
             raise UserError(
                 f"--{name} is missing; python train_main.py --preset demo needs no data of yours"
             )
+
+
+def needs_embedded_data(args: argparse.Namespace) -> bool:
+    """Whether the preset brings its own data and the user named none."""
+    named = any(getattr(args, name) for name in DATA_FLAGS)
+    return args.preset in EMBEDDED_PRESETS and not named

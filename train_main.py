@@ -1,36 +1,32 @@
 """FedIRM in one process: ten hospitals, one DenseNet121, no image leaves its client.
 
-    python train_main.py --preset demo
-    python train_main.py --preset paper --root_path DIR --csv_file_train A.csv --csv_file_test C.csv
-    python train_main.py --resume runs/NAME
+python train_main.py --preset demo
+python train_main.py --preset paper --root_path DIR --csv_file_train A.csv --csv_file_test C.csv
+python train_main.py --resume runs/NAME
 """
 
 import signal
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from queue import SimpleQueue
 
 import torch
-from tqdm import tqdm
 
 from confuse_matrix import RelationMatrix, average_matrices
-from dataloaders.federated import FederatedData, load_federated_data, place_embedded_data
+from dataloaders.embedded import place_embedded_data
+from dataloaders.federated import FederatedData, dry_run, load_federated_data
 from FedAvg import FedAvg
 from local_supervised import SupervisedLocalUpdate
 from local_unsupervised import SelfTrainingLocalUpdate, UnsupervisedLocalUpdate
 from networks.models import DenseNet121
-from options import args_parser
-from utils import log_lines
+from options import args_parser, needs_embedded_data
 from utils.checkpoint import build_network, load_model, load_weights
 from utils.client import ClientUpdate, LocalUpdate, copy_weights
 from utils.devices import choose_devices, place_network, set_deterministic
-from utils.errors import run_command
-from utils.logger import log_beside_bars
-from utils.run import Progress, Run, open_run
+from utils.errors import UserError, run_command
+from utils.run import Progress, Run, architecture, is_labeled, open_run
 from utils.seeding import derive_seed
 
 
@@ -40,11 +36,16 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _stop_by_signal)
     run = open_run(args)
     try:
-        train(run)
+        if args.dry_run:
+            print("\n".join(dry_run(run.args)))
+        else:
+            train(run)
     except (KeyboardInterrupt, SystemExit) as stop:
-        run.say(f"stopped; finished rounds are kept. {run.next_command()}")
+        run.say(f"stopped; {run.next_command()}")
         return stop.code if isinstance(stop, SystemExit) else 130
-    except BaseException:
+    except UserError:
+        raise
+    except Exception:
         print(f"{run.folder}: ended early. {run.next_command()}", file=sys.stderr)
         raise
     finally:
@@ -57,12 +58,13 @@ def train(run: Run) -> None:
     args = run.args
     set_deterministic(bool(args.deterministic))
     devices = choose_devices(args.gpu, run.say)
-    place_embedded_data(args, run.say)
+    if needs_embedded_data(args):
+        place_embedded_data(args, run.say)
     data = load_federated_data(args, run.say)
-    run.begin(data, devices)
     networks = build_networks(args, data.train.class_names, devices)
     clients = build_clients(args, data)
-    progress = run.restore(clients) or Progress(copy_weights(networks[0]), None, args.start_epoch)
+    progress = run.restore(data, clients) or start(args, networks[0], data.train.class_names)
+    run.begin(data, devices)
     weights, target_matrix = progress.weights, progress.matrix
 
     for round in range(progress.next_round, args.rounds):
@@ -72,64 +74,65 @@ def train(run: Run) -> None:
         # 2. Local training, one client per device at a time.
         updates = train_clients(active, networks, weights, round, target_matrix, run)
         # 3. FedAvg of the weights, client by client as they come in.
-        weights, reports = average_weights(updates, args.fedavg_weights, devices[0])
+        weights, reports = average_weights(updates, args.fedavg_weights, devices[0], run)
         # 4. Average of the labelled clients' relation matrices, for the next round.
         matrices = [report.matrix for report in reports if report.matrix is not None]
         target_matrix = average_matrices(matrices) if matrices else target_matrix
         # 5. Evaluate, log, save.
-        run.finish_round(
-            Progress(weights, target_matrix, round + 1), networks[0], data, clients, reports, started
-        )
+        progress = Progress(weights, target_matrix, round + 1)
+        run.finish_round(progress, networks[0], data, clients, reports, started)
     run.finish(weights, networks[0], data)
 
 
 def build_networks(
     args: Namespace, class_names: Sequence[str], devices: Sequence[torch.device]
 ) -> list[DenseNet121]:
-    """One network per device, the first one with the weights that training starts from."""
-    architecture = {
-        "mode": args.label_uncertainty,
-        "drop_rate": args.drop_rate,
-        "attention": args.attention,
-    }
+    """One network per device, random weights drawn from the seed."""
     torch.manual_seed(derive_seed(args.seed, "network"))
-    networks = [build_network(architecture, class_names) for _ in devices]
-    if args.resume is not None and args.resume.is_file():
-        start_weights, _ = load_model(args.resume, tuple(class_names))
-        load_weights(networks[0], start_weights, args.resume)
-    elif args.pretrained:
-        networks[0].load_imagenet()
+    networks = [build_network(architecture(args), class_names) for _ in devices]
     return [place_network(net, device) for net, device in zip(networks, devices, strict=True)]
 
 
+def start(args: Namespace, net: DenseNet121, class_names: tuple[str, ...]) -> Progress:
+    """Where a new run stands: at its first round, with a checkpoint's, ImageNet's or `net`'s
+    random weights. Raises `UserError` for a checkpoint of other classes or another network."""
+    if args.resume is not None:
+        weights, _ = load_model(args.resume, class_names)
+        load_weights(net, weights, args.resume)
+    elif args.pretrained:
+        net.load_imagenet()
+    return Progress(copy_weights(net), None, args.start_epoch)
+
+
 def build_clients(args: Namespace, data: FederatedData) -> list[LocalUpdate]:
-    """The clients that may take part: the labelled ones first, then the unlabelled ones."""
-    unlabeled = {
+    """The clients that may take part, by number; surplus unlabelled ones stay away."""
+    unlabeled_trainer = {
         "fedirm": UnsupervisedLocalUpdate,
         "fed_consistency": UnsupervisedLocalUpdate,
         "fed_selftraining": SelfTrainingLocalUpdate,
-    }
-    clients: list[LocalUpdate] = []
-    for client, indices in enumerate(data.clients[: args.num_labeled + args.num_unlabeled]):
-        trainer = (
-            SupervisedLocalUpdate if client < args.num_labeled else unlabeled[args.method]
+    }.get(args.method)
+    labeled = set(data.split.labelled)
+    unlabeled = [client for client in range(len(data.split.clients)) if client not in labeled]
+    taking_part = unlabeled[: args.num_unlabeled] if unlabeled_trainer else []
+    return [
+        (SupervisedLocalUpdate if client in labeled else unlabeled_trainer)(
+            args, data.train, torch.from_numpy(data.split.clients[client]), client
         )
-        clients.append(trainer(args, data.train, torch.from_numpy(indices), client))
-    return clients
+        for client in sorted(labeled.union(taking_part))
+    ]
 
 
 def clients_of_round(
     args: Namespace, clients: Sequence[LocalUpdate], round: int
 ) -> list[LocalUpdate]:
-    """Who trains in this round: the unlabelled join late, the labelled may stop, as flags say."""
+    """Who trains in this round: the unlabelled join late, the labelled may stop, as flags say.
+
+    The labelled stop only where unlabelled ones carry on, so that somebody always trains.
+    """
     epochs_done = round * args.local_ep
-    labeled_train = not args.labeled_stop or epochs_done < args.labeled_stop
-    unlabeled_train = epochs_done > args.join_epoch
-    return [
-        client
-        for client in clients
-        if (labeled_train if isinstance(client, SupervisedLocalUpdate) else unlabeled_train)
-    ]
+    joined = epochs_done > args.join_epoch and not all(map(is_labeled, clients))
+    stopped = joined and 0 < args.labeled_stop <= epochs_done
+    return [client for client in clients if (not stopped if is_labeled(client) else joined)]
 
 
 def train_clients(
@@ -163,3 +166,28 @@ def train_clients(
             for client in active:
                 client.stop.set()
             raise
+
+
+def average_weights(
+    updates: Iterator[ClientUpdate], fedavg_weights: str, device: torch.device, run: Run
+) -> tuple[dict[str, torch.Tensor], list[ClientUpdate]]:
+    """FedAvg over the updates as they come in, and the updates without their weights."""
+    reports: list[ClientUpdate] = []
+
+    def weighted() -> Iterator[tuple[dict[str, torch.Tensor], float]]:
+        for update in updates:
+            reports.append(update._replace(weights={}))
+            run.client_done(update)
+            share = update.num_samples if fedavg_weights == "size" else 1
+            yield {name: value.to(device) for name, value in update.weights.items()}, share
+            del update  # not to hold its weights while the next client trains
+
+    return FedAvg(weighted()), reports
+
+
+def _stop_by_signal(number: int, _frame) -> None:
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    run_command(main)

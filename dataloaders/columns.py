@@ -61,6 +61,7 @@ def find_special_columns(
 
 def find_class_columns(text: CsvText, special: dict[str, str]) -> tuple[str, ...]:
     path, header = text.path, text.header
+    known = {_plain(right): right for right in KNOWN_COLUMNS}
     seen = set()
     for number, name in enumerate(header, start=1):
         if not name:
@@ -71,9 +72,9 @@ def find_class_columns(text: CsvText, special: dict[str, str]) -> tuple[str, ...
         if name in seen:
             raise UserError(f"{path} line 1: column {quoted(name)} stands twice; delete one")
         seen.add(name)
-        right = {_plain(known): known for known in KNOWN_COLUMNS}.get(_plain(name))
+        right = known.get(_plain(name))
         if right and name not in KNOWN_COLUMNS and name not in special.values():
-            raise UserError(f"{path} line 1: column {quoted(name)} must be spelt {right}")
+            raise UserError(f"{path} line 1: column {quoted(name)} is unknown; rename it {right}")
     not_classes = {*KNOWN_COLUMNS, *special.values()}
     class_names = tuple(name for name in header if name not in not_classes)
     if not class_names:

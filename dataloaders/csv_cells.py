@@ -1,7 +1,6 @@
 """A CSV file as text cells, one record a line; everything that is no such file is refused."""
 
 import csv
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,13 +33,16 @@ def quoted(text: str) -> str:
 class CsvText:
     """A CSV file that was read but whose rows are not parsed yet.
 
-    `header` holds the stripped cells of line 1; `lines` every line as written, without its end,
-    so that `lines[n - 1]` is line n.
+    `header` holds the stripped cells of line 1; `text` is the whole file with Unix line ends.
     """
 
     path: Path
     header: list[str]
-    lines: list[str]
+    text: str
+
+    def lines(self) -> list[str]:
+        """Every line as written, without its end: line n is `lines()[n - 1]`."""
+        return self.text.split("\n")
 
     def columns(self) -> tuple[list[tuple[str, ...]], np.ndarray]:
         """The stripped cells of every column, (columns of N cells), and (N,) line numbers from 1.
@@ -49,7 +51,7 @@ class CsvText:
         the header, a broken quote, a huge cell, and a file without rows.
         """
         rows, line_numbers = [], []
-        for line_number, row in _records(self.path, self.lines[1:], first_line=2):
+        for line_number, row in _records(self.path, self.lines()[1:], first_line=2):
             if len(row) != len(self.header):
                 raise UserError(
                     f"{self.path} line {line_number}: {len(row)} cells where the header has "
@@ -73,11 +75,11 @@ def read_csv_text(path: str | Path) -> CsvText:
     text = _decode(path, _read_bytes(path))
     if not text.strip():
         raise UserError(f"{path}: the file is empty; give a CSV with a header and a row per image")
-    lines = io.StringIO(text, newline=None).read().split("\n")
-    header = [cell.strip() for cell in _parse_header(path, lines[0])]
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    header = [cell.strip() for cell in _parse_header(path, text.split("\n", 1)[0])]
     if len(header) == 1:
         _refuse_other_separator(path, header[0])
-    return CsvText(path, header, lines)
+    return CsvText(path, header, text)
 
 
 def _read_bytes(path: Path) -> bytes:

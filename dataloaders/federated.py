@@ -1,5 +1,6 @@
 """The data of one federated run: three sets of images and each client's share of the first."""
 
+import json
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -7,23 +8,37 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dataloaders.check import check_data, refuse_different_classes
 from dataloaders.dataset import ImageDataset, load_dataset
-from dataloaders.embedded import make_embedded_data
-from dataloaders.partition import SPLIT_FILES, split
+from dataloaders.medmnist_dataset import load_medmnist
+from dataloaders.partition import (
+    labelled_clients,
+    labelled_fraction,
+    split,
+    split_by_column,
+    split_by_site,
+    split_dirichlet,
+)
+from dataloaders.split_file import Split, load_split
 from dataloaders.split_report import class_client_table, missing_class_warnings
 from dataloaders.table import ImageTable, read_table
 from utils.errors import UserError
 from utils.seeding import derive_seed
 
+SMALLEST_IMAGE = 32  # DenseNet121 halves the sides five times
+
 
 class FederatedData(NamedTuple):
-    """val is None where no validation CSV was given. clients: row indices of `train` (int64),
-    one array per client; the first `num_labeled` have labels."""
+    """table: the training images' names and labels. val is None where there is no such set.
+    split: each client's rows of `train`, and which clients have labels. preprocessing: how files
+    became images, for whoever uses the trained weights."""
 
+    table: ImageTable
     train: ImageDataset
     val: ImageDataset | None
     test: ImageDataset
-    clients: list[np.ndarray]
+    split: Split
+    preprocessing: dict
 
     def fingerprints(self) -> dict[str, str]:
         """What identifies the images and labels of each set."""
@@ -31,65 +46,128 @@ class FederatedData(NamedTuple):
         return {name: data.fingerprint for name, data in sets.items() if data is not None}
 
 
-def place_embedded_data(args: Namespace, say: Callable[[str], None]) -> None:
-    """Generate the embedded data set where no data is named, and name it in `args`."""
-    if args.root_path is not None:
-        return
-    name = f"phantom-{args.phantom_patients}-{args.image_size}-{args.phantom_difficulty}"
-    folder = Path("data") / name
-    make_embedded_data(
-        folder,
-        args.phantom_patients,
-        args.image_size,
-        args.phantom_difficulty,
-        args.phantom_proportions,
-        say,
-    )
-    args.root_path = folder / "images"
-    args.csv_file_train, args.csv_file_val, args.csv_file_test = (
-        folder / file for file in SPLIT_FILES
+def load_federated_data(args: Namespace, say: Callable[[str], None]) -> FederatedData:
+    """Read the labels, decode the images and deal the training images to the clients.
+
+    `say` gets the class x client table, the warnings, and what takes time. Raises `UserError` for
+    whatever in the data or the flags about them cannot be used.
+    """
+    tables, datasets = load_medmnist(args) if args.medmnist else (load_tables(args), {})
+    for name, table in tables.items():
+        if table.dropped:
+            say(f"{name}: {table.dropped} rows with no class or several left out")
+    dealt = deal_clients(args, tables["train"])
+    for line in describe_clients(tables["train"], dealt):
+        say(line)
+    for name, table in tables.items():
+        if name not in datasets:
+            datasets[name] = load_dataset(
+                table, args.root_path, args.image_size, args.cache, args.cache_dir, say
+            )
+    image_size = datasets["train"].image_size
+    if image_size < SMALLEST_IMAGE:
+        raise UserError(
+            f"--image_size {args.image_size}: images of {image_size} pixels are too small for "
+            f"DenseNet121; give {SMALLEST_IMAGE} or more, as --image_size 64"
+        )
+    preparation = {} if args.medmnist else read_preparation(args.root_path)
+    return FederatedData(
+        tables["train"],
+        datasets["train"],
+        datasets.get("val"),
+        datasets["test"],
+        dealt,
+        {"image_size": image_size} | preparation,
     )
 
 
 def load_tables(args: Namespace) -> dict[str, ImageTable]:
-    """The label files by set ("train", "val" where given, "test"), checked against each other."""
+    """The label files by set ("train", "val" where given, "test"), their classes the same."""
     files = {"train": args.csv_file_train, "val": args.csv_file_val, "test": args.csv_file_test}
     tables = {
         name: read_table(path, args.label_uncertainty, args.multi_label)
         for name, path in files.items()
         if path is not None
     }
-    for table in tables.values():
-        if table.class_names != tables["train"].class_names:
-            raise UserError(
-                f"{table.source}: classes {', '.join(table.class_names)}, but "
-                f"{tables['train'].source} has {', '.join(tables['train'].class_names)}"
-            )
+    refuse_different_classes(tables)
     return tables
 
 
-def load_federated_data(args: Namespace, say: Callable[[str], None]) -> FederatedData:
-    """Read the CSVs, decode the images and deal the training images to the clients.
+def deal_clients(args: Namespace, table: ImageTable) -> Split:
+    """Which training images each client holds, and which clients have labels.
 
-    `say` gets the class x client table, the warnings, and what takes time.
+    With `labeled_fraction` every user is two clients: its labelled part, numbered like the user,
+    and its unlabelled part, numbered `num_users` higher.
     """
-    tables = load_tables(args)
-    for name, table in tables.items():
-        if table.dropped:
-            say(f"{name}: {table.dropped} rows with no class or several left out")
-    clients = split(len(tables["train"]), args.num_users, derive_seed(args.seed, "split"))
-    smallest = min(map(len, clients))
+    if args.split is not None:
+        dealt = load_split(args.split, table)
+    else:
+        seed = derive_seed(args.seed, "split") % 2**32
+        clients, how = _partition(args, table, seed)
+        count = None if args.labeled_ids else args.num_labeled
+        labeled = labelled_clients(args.num_users, count, args.labeled_ids)
+        if args.labeled_fraction:
+            parts = [
+                labelled_fraction(rows, table.labels, args.labeled_fraction, seed)
+                for rows in clients
+            ]
+            clients = [labeled_part for labeled_part, _ in parts] + [rest for _, rest in parts]
+            labeled = tuple(range(args.num_users))
+            how += f", {args.labeled_fraction:g} of each client's images labelled"
+        dealt = Split(clients, labeled, seed, how)
+    smallest = min(map(len, dealt.clients))
     if smallest < 2:
-        raise UserError(f"--num_users {args.num_users}: a client would hold {smallest} images")
-    labeled = range(args.num_labeled)
-    labels, class_names = tables["train"].labels, tables["train"].class_names
-    say(class_client_table(labels, clients, class_names, labeled))
-    for warning in missing_class_warnings(labels, clients, class_names, labeled):
-        say(warning)
-    datasets = {
-        name: load_dataset(
-            table, args.root_path, args.image_size, args.cache, args.cache_dir, say
+        raise UserError(
+            f"--num_users {args.num_users}: a client would hold {smallest} of {len(table)} images "
+            "and BatchNorm needs 2; give more images or fewer clients"
         )
-        for name, table in tables.items()
-    }
-    return FederatedData(datasets["train"], datasets.get("val"), datasets["test"], clients)
+    return dealt
+
+
+def _partition(args: Namespace, table: ImageTable, seed: int) -> tuple[list[np.ndarray], str]:
+    if args.partition == "iid":
+        return split(table, args.num_users, seed), "equal parts at random"
+    if args.partition == "dirichlet":
+        alpha = args.dirichlet_alpha
+        dealt = split_dirichlet(table.labels, args.num_users, alpha, seed)
+        return dealt, f"Dirichlet, alpha {alpha:g}"
+    if args.partition == "site":
+        return split_by_site(table.sites, args.num_users), "by site"
+    return split_by_column(table.clients, args.num_users), "column client"
+
+
+def describe_clients(table: ImageTable, dealt: Split) -> list[str]:
+    """How the clients were made, the class x client table, and a warning per missing class."""
+    return [
+        f"clients: {dealt.how}\n"
+        + class_client_table(table.labels, dealt.clients, table.class_names, dealt.labelled),
+        *missing_class_warnings(table.labels, dealt.clients, table.class_names, dealt.labelled),
+    ]
+
+
+def dry_run(args: Namespace) -> list[str]:
+    """Check the data as far as that needs no pixels; lines to print. `UserError` as in training."""
+    if args.medmnist:
+        tables, _ = load_medmnist(args)
+        report = [f"{name}: {len(table)} images" for name, table in tables.items()]
+    else:
+        tables = load_tables(args)
+        channels = 3
+        images = sum(map(len, tables.values()))
+        needed = {args.cache_dir: images * args.image_size**2 * channels}
+        report = check_data(tables, args.root_path, needed)
+    return report + describe_clients(tables["train"], deal_clients(args, tables["train"]))
+
+
+def read_preparation(root_path: Path) -> dict:
+    """How DICOM files became the images under `root_path`: {"dicom": {...}} or {}.
+
+    `dataloaders.prepare` leaves that in manifest.json, beside the folder of images.
+    """
+    manifest = root_path.resolve().parent / "manifest.json"
+    try:
+        return {"dicom": json.loads(manifest.read_text())["preprocessing"]}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{manifest}: not the manifest of a preparation ({error})") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dataloaders.csv_cells import read_csv_text
-from dataloaders.split_report import class_split_table, shared_groups
+from dataloaders.split_report import class_set_table, shared_values
 from dataloaders.table import LABEL_UNCERTAINTY, ImageTable, read_table
 from utils.errors import UserError, run_command
 from utils.files import write_text
@@ -301,7 +301,8 @@ def main() -> None:
         zip(SPLIT_FILES, split_table(table, arguments.sizes, arguments.seed, by), strict=True)
     )
     write_parts(Path(arguments.out), table, parts)
-    print(class_split_table(table, parts))
+    labels_of_set = {name: table.labels[rows] for name, rows in parts.items()}
+    print(class_set_table(table.class_names, labels_of_set))
     print(_shared_line(table, list(parts.values())))
 
 
@@ -313,8 +314,12 @@ def _sample(table: ImageTable, limit: int, seed: int) -> ImageTable:
 
 
 def write_parts(folder: Path, table: ImageTable, parts: dict[str, np.ndarray]) -> None:
-    """Copy the header and each part's lines, every cell as it was written."""
-    lines = read_csv_text(table.source).lines
+    """Write the file `name` in `folder` for each part {name: row indices}.
+
+    The header and the rows' lines are copied from the table's CSV, every cell as it was written.
+    Raises `UserError` where that CSV would be overwritten or the folder cannot be written to.
+    """
+    lines = read_csv_text(table.source).lines()
     for name in parts:
         path = folder / name
         if path.exists() and path.samefile(table.source):
@@ -334,7 +339,7 @@ def _shared_line(table: ImageTable, parts: list[np.ndarray]) -> str:
             "patients shared between the sets: unknown, there is no PatientID or lesion_id column; "
             "images of one patient may stand on both sides"
         )
-    shared, total = shared_groups(table, parts)
+    shared, total = shared_values([table.select(rows).groups for rows in parts])
     if not shared:
         return f"patients or lesions shared between the sets: 0 of {total}"
     return (

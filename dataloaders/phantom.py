@@ -34,6 +34,7 @@ __all__ = [
 def main(arguments: list[str] | None = None) -> None:
     """Write a phantom data set as the command line says, then its class table and what to do."""
     args = _parse(arguments)
+    print(f"drawing {args.patients} patients of {args.slices} slices", flush=True)
     phantom = generate(
         num_patients=args.patients,
         size=args.size,
@@ -45,16 +46,23 @@ def main(arguments: list[str] | None = None) -> None:
         difficulty=args.difficulty,
         mixed_fraction=args.mixed,
     )
-    if args.format == "png":
-        write_png(phantom, args.out, args.window, labelled_only=not args.keep_healthy)
-    else:
-        write_dicom(phantom, args.out)
+    try:
+        _write(phantom, args)
+    except OSError as error:
+        raise UserError(f"cannot write {error.filename or args.out}: {error.strerror}") from error
     for name, slices, patients in (TABLE_COLUMNS, *class_table(phantom)):
         print(f"{name:<18}{slices:>8}{patients:>10}")
+    print(f"\n{_what_next(args)}")
+
+
+def _write(phantom: Phantom, args: argparse.Namespace) -> None:
+    if args.format == "dicom":
+        write_dicom(phantom, args.out)
+    else:
+        write_png(phantom, args.out, args.window, labelled_only=not args.keep_healthy)
     if args.contact_sheet:
         write_contact_sheet(phantom, args.contact_sheet)
-        print(f"\ncontact sheet: {args.contact_sheet}")
-    print(f"\n{_what_next(args)}")
+        print(f"contact sheet: {args.contact_sheet}")
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -1,6 +1,6 @@
 """The five kinds of intracranial bleed, as anatomy defines them, as implicit functions of place.
 
-Units and frame are those of `phantom_anatomy`. A bleed has two sides: the strain it puts on the
+Units and frame are those of `phantom_head`. A bleed has two sides: the strain it puts on the
 brain (`strain_of`), needed before the brain is drawn, and the coverage of its blood (`blood_of`),
 which follows the spaces that the strained brain leaves.
 """
@@ -9,18 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataloaders.phantom_anatomy import (
-    ANGLES,
-    Frame,
-    Head,
-    Spaces,
-    Strain,
-    dome,
-    edge,
-    no_strain,
-    ripple,
-    waves,
-)
+from dataloaders.phantom_brain import Spaces, Strain, no_strain
+from dataloaders.phantom_head import ANGLES, Frame, Head, dome, edge, ripple, waves
 
 CLASS_NAMES = (
     "epidural",
@@ -61,12 +51,14 @@ def draw_bleed(rng: np.random.Generator, kind: int, head: Head, difficulty: floa
     """A random bleed of class `kind`; `difficulty` 0..1 makes it smaller and fainter."""
     draw = (_epidural, _intraparenchymal, _intraventricular, _subarachnoid, _subdural)[kind]
     size = rng.uniform(0.85, 1.15) * (1.3 - 0.6 * difficulty)
+    lobes = np.column_stack([rng.normal(0, 0.4, (3, 3)), rng.uniform(0.45, 0.75, 3)])
+    lobes[0] = 0, 0, 0, 0.85
     common = {
         "kind": kind,
         "density": rng.uniform(59, 80) - rng.uniform(4, 14) * difficulty,
         "mottle": rng.uniform(0.5, 3.5),
         "texture": waves(rng, 8, 9, 36),
-        "lobes": np.column_stack([rng.normal(0, 0.36, (3, 3)), rng.uniform(0.55, 0.95, 3)]),
+        "lobes": lobes,
         "oedema": 0.0,
         "level": np.inf,
         "cast": np.zeros(2),
@@ -112,7 +104,7 @@ def _intraparenchymal(rng: np.random.Generator, head: Head, size: float) -> dict
     side = rng.choice([-1, 1])
     deep = np.array([side * rng.normal(26, 4), rng.normal(0, 6), rng.normal(34, 5)])
     angle = _side_angle(rng, 0.0, 0.8)
-    radius = rng.uniform(8, 18) * size
+    radius = rng.uniform(11, 18) * size
     lobar = _on_skull(head, angle, rng.uniform(24, 66))
     lobar[:2] *= max(1 - (radius * 1.35 + 6) / np.hypot(*lobar[:2]), 0.25)
     return {

@@ -12,7 +12,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from dataloaders.phantom_anatomy import FIELD_OF_VIEW
+from dataloaders.phantom_head import FIELD_OF_VIEW
 from dataloaders.phantom_patients import SLICE_SPACING, Phantom
 from dataloaders.windows import WINDOWS, window_picture
 from utils.errors import UserError
@@ -39,11 +39,14 @@ def write_png(
     `window` is one of `WINDOW_NAMES`: "triple" gives RGB pictures, the others grey ones. The CSV
     has ImageID (the file's name), PatientID and a 0/1 column per class. With `labelled_only` it
     and the folder hold only the slices of exactly one subtype, as training needs them. The same
-    phantom gives the same bytes. `UserError` if `out`/images holds other files already.
+    phantom gives the same bytes. `UserError` if no slice is left or the folder holds other files
+    already.
     """
     out = Path(out)
     subtypes = phantom.labels.sum(axis=1)
     kept = np.flatnonzero(subtypes == 1) if labelled_only else np.arange(len(subtypes))
+    if not len(kept):
+        raise UserError("no slice shows exactly one kind of bleed; draw more patients who bleed")
     names = [f"{phantom.image_ids[index]}.png" for index in kept]
     _refuse_strangers(out / "images", names)
 
@@ -112,21 +115,23 @@ def write_contact_sheet(
     from matplotlib.figure import Figure
 
     names = [*phantom.class_names, "healthy"]
-    figure = Figure(figsize=(1.25 * columns + 0.3, 1.25 * len(names)), facecolor="black", dpi=150)
+    margin, cell = 0.3, 1.25  # inches
+    width = cell * columns + margin
+    figure = Figure(figsize=(width, cell * len(names)), facecolor="black", dpi=150)
     axes = figure.subplots(len(names), columns, squeeze=False)
-    figure.subplots_adjust(left=0.03, right=1, bottom=0, top=1, wspace=0.01, hspace=0.01)
+    figure.subplots_adjust(margin / width, bottom=0, right=1, top=1, wspace=0.01, hspace=0.01)
     rng = np.random.default_rng(0)
     for row, name in zip(axes, names, strict=True):
-        for cell in row:
-            cell.set_axis_off()
+        for axis in row:
+            axis.set_axis_off()
         row[0].text(
             -0.02, 0.5, name, color="white", fontsize=9, ha="right", va="center",
             rotation=90, transform=row[0].transAxes,
         )  # fmt: skip
         chosen = _one_per_patient(phantom, name, rng)[:columns]
-        for cell, index in zip(row, chosen, strict=False):
+        for axis, index in zip(row, chosen, strict=False):
             picture = window_picture(phantom.hounsfield[index], window)
-            cell.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
+            axis.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     with atomic_write(path) as file:

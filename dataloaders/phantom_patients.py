@@ -6,30 +6,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataloaders.phantom_anatomy import (
+from dataloaders.phantom_bleeds import CLASS_NAMES, Bleed, blood_of, draw_bleed, strain_of
+from dataloaders.phantom_brain import find_spaces, no_strain
+from dataloaders.phantom_head import (
     HIGHEST_LEVEL,
     LOWEST_LEVEL,
     Frame,
     Head,
     draw_head,
-    find_spaces,
-    head_tissue,
-    no_strain,
     place,
-    scanner_noise,
 )
-from dataloaders.phantom_bleeds import (
-    CLASS_NAMES,
-    Bleed,
-    Blood,
-    blood_of,
-    draw_bleed,
-    strain_of,
-)
+from dataloaders.phantom_tissue import head_tissue, scanner_noise
 
 # Slices with exactly one subtype in the 17,503-slice RSNA training list, in CLASS_NAMES' order.
 RSNA_PROPORTIONS = (377, 3687, 2344, 4119, 6976)
-LEAST_BLEED = 60.0  # mm2 of blood that make a slice count as bleeding
+LEAST_BLEED = 100.0  # mm2 of blood in a slice; a bleed's last traces are left out instead
 SLICE_SPACING = 6.0  # mm
 LOWEST_HOUNSFIELD, HIGHEST_HOUNSFIELD = -1024, 3071  # what 12 bits hold
 OEDEMA = 19.0  # HU
@@ -64,8 +55,8 @@ def generate(
     the patients has no bleed; the others' classes follow `class_proportions` (five weights in
     `CLASS_NAMES`' order, by default RSNA's) as evenly as their number allows; a share of
     `mixed_fraction` of them has a second bleed of another class. Slices that the bleed does not
-    reach have an all-zero label; `with_bleed_rows_only` leaves them out. `difficulty` 0..1 makes
-    bleeds smaller and fainter and the scanner noisier.
+    reach show no blood and have an all-zero label; `with_bleed_rows_only` leaves them out.
+    `difficulty` 0..1 makes bleeds smaller and fainter and the scanner noisier.
 
     The same arguments give the same bytes, and a patient's slices do not depend on how many
     patients there are. `ValueError` for arguments out of range.
@@ -87,9 +78,9 @@ def generate(
     return Phantom(
         np.concatenate(slices),
         np.concatenate(labels),
-        [f"ID_{_digest('patient', seed, patient):08x}" for patient, _ in rows],
+        [_identifier("patients", seed, patient, 8) for patient, _ in rows],
         [f"2.25.{_digest('study', seed, patient, size=16)}" for patient, _ in rows],
-        [_image_id(seed, patient, index) for patient, index in rows],
+        [_identifier("images", seed, patient * 1024 + index, 9) for patient, index in rows],
         list(CLASS_NAMES),
     )
 
@@ -136,7 +127,7 @@ def _scan(
     middle = bleeds[0].center[2] if bleeds else rng.uniform(LOWEST_LEVEL, HIGHEST_LEVEL)
     levels = _levels(middle + rng.uniform(-3, 3), count)
     # Coarse pictures are drawn finer and averaged: several tissues share each of their pixels.
-    finer = -(-128 // size)
+    finer = 1 if size >= 128 else 2
     frame = place(head, levels, size * finer)
     hounsfield, shown = _draw(head, frame, bleeds)
     hounsfield += scanner_noise(rng, head, frame, 0.6 + 0.8 * difficulty)
@@ -161,16 +152,12 @@ def _draw(head: Head, frame: Frame, bleeds: list[Bleed]) -> tuple[np.ndarray, np
     shown = np.zeros((len(frame.z), len(CLASS_NAMES)), dtype=np.uint8)
     for bleed, own_strain in zip(bleeds, strains, strict=False):
         blood = blood_of(bleed, frame, spaces, own_strain)
-        _mix(hounsfield, blood)
-        area = blood.coverage.sum(axis=(1, 2)) * frame.pixel**2
-        shown[:, bleed.kind] = area >= LEAST_BLEED
+        enough = blood.coverage.sum(axis=(1, 2)) * frame.pixel**2 >= LEAST_BLEED
+        shown[:, bleed.kind] = enough
+        visible = enough[:, None, None]
+        hounsfield += (OEDEMA - hounsfield) * blood.oedema * visible
+        hounsfield += (blood.density - hounsfield) * blood.coverage * visible
     return hounsfield, shown
-
-
-def _mix(hounsfield: np.ndarray, blood: Blood) -> None:
-    """Put oedema and blood into `hounsfield`."""
-    hounsfield += (OEDEMA - hounsfield) * blood.oedema
-    hounsfield += (blood.density - hounsfield) * blood.coverage
 
 
 def _digest(*parts: object, size: int = 4) -> int:
@@ -178,13 +165,14 @@ def _digest(*parts: object, size: int = 4) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=size).digest(), "big")
 
 
-def _image_id(seed: int, patient: int, index: int) -> str:
-    """Nine hexadecimal digits that look random and, within a seed, never repeat.
+def _identifier(kind: str, seed: int, number: int, digits: int) -> str:
+    """ "ID_" and hexadecimal digits that look random and, within a kind and seed, never repeat.
 
-    Odd multipliers and shifted xors map the 36-bit numbers one to one.
+    Odd multipliers and shifted xors map the numbers of that many digits one to one.
     """
-    number = (patient * 1024 + index + _digest("images", seed, size=8)) % 2**36
+    modulus = 16**digits
+    number = (number + _digest(kind, seed, size=8)) % modulus
     for multiplier in (0x9E3779B97, 0x85EBCA6B5):
-        number = number * multiplier % 2**36
+        number = number * multiplier % modulus
         number ^= number >> 17
-    return f"ID_{number:09x}"
+    return f"ID_{number:0{digits}x}"

@@ -128,13 +128,13 @@ def _open_cache(array_path: Path, fingerprint: str) -> tuple[np.ndarray | None, 
     try:
         note = json.loads(array_path.with_suffix(".json").read_text())
         array = np.load(array_path, mmap_mode="c", allow_pickle=False)
+        if note["fingerprint"] != fingerprint:
+            return None, "the files have changed since they were cached"
+        if note["sha256"] != hashlib.sha256(array.data).hexdigest():
+            return None, "the cached copy is damaged"
     except FileNotFoundError:
         return None, "first use"
-    except (OSError, ValueError, EOFError):
-        return None, "the cached copy is damaged"
-    if note.get("fingerprint") != fingerprint:
-        return None, "the files have changed since they were cached"
-    if hashlib.sha256(array.data).hexdigest() != note.get("sha256"):
+    except (OSError, ValueError, EOFError, KeyError, TypeError):
         return None, "the cached copy is damaged"
     return array, ""
 

@@ -1,23 +1,22 @@
 """Printable tables of who holds what, and what is worth a warning in them."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
-from dataloaders.table import ImageTable
 
+def class_set_table(class_names: Sequence[str], labels_of_set: dict[str, np.ndarray]) -> str:
+    """Images per class (rows) and named set (columns), with totals.
 
-def class_split_table(table: ImageTable, parts: dict[str, np.ndarray]) -> str:
-    """Images per class (rows) and named set of row indices (columns), with totals."""
-    counts = _class_counts(table.labels, list(parts.values()), len(table.class_names)).T
+    `labels_of_set` maps a set's name to the class indices (N,) of its images.
+    """
+    counts = _class_counts(list(labels_of_set.values()), len(class_names)).T
     counts = np.vstack([counts, counts.sum(axis=0)])
-    return _aligned(
-        ["class", *parts, "all"],
-        [
-            [name, *row, row.sum()]
-            for name, row in zip([*table.class_names, "all"], counts, strict=True)
-        ],
-    )
+    rows = [
+        [name, *row, row.sum()] for name, row in zip([*class_names, "all"], counts, strict=True)
+    ]
+    return _aligned(["class", *labels_of_set, "all"], rows)
 
 
 def class_client_table(
@@ -30,7 +29,7 @@ def class_client_table(
 
     `labels` (N,) are class indices; `clients` holds each client's row indices.
     """
-    counts = _class_counts(labels, clients, len(class_names))
+    counts = _class_counts([labels[rows] for rows in clients], len(class_names))
     rows = [
         [client, "yes" if client in labelled_ids else "no", *row, row.sum()]
         for client, row in enumerate(counts)
@@ -46,7 +45,7 @@ def missing_class_warnings(
     labelled_ids: Sequence[int],
 ) -> list[str]:
     """One line per labelled client that holds no image of some class, with its counts."""
-    counts = _class_counts(labels, clients, len(class_names))
+    counts = _class_counts([labels[rows] for rows in clients], len(class_names))
     lines = []
     for client in labelled_ids:
         if counts[client].all():
@@ -62,19 +61,15 @@ def missing_class_warnings(
     return lines
 
 
-def shared_groups(table: ImageTable, parts: Sequence[np.ndarray]) -> tuple[int, int]:
-    """(groups with images in more than one part, groups in any part); the table has groups."""
-    groups = np.unique(table.groups, return_inverse=True)[1]
-    held = np.zeros((len(parts), groups.max() + 1), dtype=bool)
-    for part, rows in enumerate(parts):
-        held[part, groups[rows]] = True
-    parts_of_group = held.sum(axis=0)
-    return int((parts_of_group > 1).sum()), int((parts_of_group > 0).sum())
+def shared_values(sets: Sequence[Sequence[str]]) -> tuple[int, int]:
+    """(different values that stand in more than one of the sets, different values in any)."""
+    held = Counter(value for members in sets for value in set(members))
+    return sum(count > 1 for count in held.values()), len(held)
 
 
-def _class_counts(labels: np.ndarray, parts: Sequence[np.ndarray], classes: int) -> np.ndarray:
+def _class_counts(labels_of_part: Sequence[np.ndarray], classes: int) -> np.ndarray:
     """(parts, classes) numbers of images."""
-    return np.stack([np.bincount(labels[rows], minlength=classes) for rows in parts])
+    return np.stack([np.bincount(labels, minlength=classes) for labels in labels_of_part])
 
 
 def _aligned(header: Sequence[str], rows: Sequence[Sequence]) -> str:

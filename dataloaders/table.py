@@ -1,5 +1,6 @@
 """The CSV of images: which image belongs to which class, patient, site and client."""
 
+import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 _LABEL = re.compile(r"(-1|[01])(\.0*)?")
 _NOT_A_LABEL = -2
+_CLIENT = re.compile(r"([0-9]{1,6})(\.0*)?", re.ASCII)
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _PARENT = re.compile(r"(^|[\\/])\.\.([\\/]|$)")
 
@@ -226,14 +228,17 @@ def _client_ids(
 ) -> np.ndarray | None:
     if column is None:
         return None
+    numbers = {}
     for cell in set(cells[column]):
-        if not re.fullmatch(r"[0-9]{1,6}", cell):
+        match = _CLIENT.fullmatch(cell)
+        if match is None:
             line = line_numbers[cells[column].index(cell)]
             raise UserError(
                 f"{path} line {line}: client {quoted(cell)} is not a client number; "
                 "write 0, 1, 2, ..."
             )
-    return np.array(list(map(int, cells[column])), dtype=np.int64)
+        numbers[cell] = int(match[1])
+    return np.array([numbers[cell] for cell in cells[column]], dtype=np.int64)
 
 
 def resolve_images(table: ImageTable, root_path: str | Path) -> list[Path]:
@@ -277,7 +282,7 @@ def _where(table: ImageTable, row: int) -> str:
 def _relative_name(table: ImageTable, row: int) -> str:
     """The row's image name without empty and "." parts, if it cannot lead out of its folder."""
     name = table.names[row]
-    if name[0] in "/\\~" or _DRIVE.match(name) or (".." in name and _PARENT.search(name)):
+    if name[0] in "/\\" or _DRIVE.match(name) or (".." in name and _PARENT.search(name)):
         raise UserError(
             f"{_where(table, row)}: image {quoted(name)} leads out of --root_path; "
             "write names relative to that folder"
@@ -305,8 +310,9 @@ def _list_folder(table: ImageTable, row: int, root: Path, folder: str) -> dict[s
 def _find_file(entries: dict[str, os.DirEntry], name: str) -> os.DirEntry | None:
     for suffix in ("", *IMAGE_SUFFIXES):
         entry = entries.get(name + suffix)
-        if entry is not None and entry.is_file():
-            return entry
+        with contextlib.suppress(OSError):  # a symbolic link that leads to itself is no file
+            if entry is not None and entry.is_file():
+                return entry
     return None
 
 
@@ -322,18 +328,21 @@ def _refuse_outside(table: ImageTable, row: int, path: str, root: Path) -> None:
 def _missing_error(table: ImageTable, root: Path, missing: list[int]) -> UserError:
     name = table.names[missing[0]]
     others = f" ({len(missing) - 1} more of {len(table)} are missing)" if missing[1:] else ""
-    remedy = "check --root_path, or delete the row"
-    with os.scandir(root) as entries:
-        for entry in entries:
-            if entry.is_dir() and os.path.isfile(os.path.join(entry.path, name)):
-                remedy = f"give --root_path {entry.path}"
-    other_suffix = [
-        found
-        for found in (os.path.splitext(name)[0] + suffix for suffix in IMAGE_SUFFIXES)
-        if os.path.isfile(os.path.join(root, found))
-    ]
-    if other_suffix:
-        remedy = f"there is {quoted(other_suffix[0])}; write names without suffix, or the right one"
     return UserError(
-        f"{_where(table, missing[0])}: image {quoted(name)} is not under {root}{others}; {remedy}"
+        f"{_where(table, missing[0])}: image {quoted(name)} is not under {root}{others}; "
+        f"{_missing_remedy(name, root)}"
     )
+
+
+def _missing_remedy(name: str, root: Path) -> str:
+    if "\\" in name:
+        return "write folders with /, not \\"
+    with contextlib.suppress(OSError), os.scandir(root) as entries:
+        for entry in entries:
+            if os.path.isfile(os.path.join(entry.path, name)):
+                return f"give --root_path {entry.path}"
+    for suffix in IMAGE_SUFFIXES:
+        found = os.path.splitext(name)[0] + suffix
+        if os.path.isfile(os.path.join(root, found)):
+            return f"there is {quoted(found)}; write that, or names without suffix"
+    return "check --root_path, or delete the row"

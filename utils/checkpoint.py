@@ -50,10 +50,10 @@ def save_checkpoint(path: Path, content: Mapping) -> None:
         number = error.errno if isinstance(error, OSError) else errno.ENOSPC
         if number not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        free = shutil.disk_usage(path.parent).free
+        free, needed = free_bytes(path.parent) / 1e6, tensor_bytes(content) / 1e6
         raise UserError(
-            f"{path}: disk full, {free / 1e6:.0f} MB free and about {tensor_bytes(content) / 1e6:.0f}"
-            " MB needed: free some space and go on with --resume"
+            f"{path}: disk full, {free:.0f} MB free and about {needed:.0f} MB needed: "
+            "free some space and go on with --resume"
         ) from error
 
 

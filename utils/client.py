@@ -21,9 +21,9 @@ class ClientUpdate(NamedTuple):
     """What a client returns to the server after local training.
 
     weights: whole state dict, sharing no memory with the network. num_samples: N_k. loss: mean
-    training loss over the steps. matrix: relation matrix of a labelled client, else None.
-    stats: numbers for metrics.csv. pseudo_matrix: what an unlabelled client's relation matrix
-    looked like, for the figures only; None otherwise.
+    training loss over the steps. matrix: relation matrix of a labelled client, on the CPU, else
+    None. stats: numbers for metrics.csv. pseudo_matrix: what an unlabelled client's relation
+    matrix looked like, on the CPU, for the figures only; None otherwise.
     """
 
     weights: dict[str, torch.Tensor]
@@ -45,9 +45,7 @@ class LocalUpdate:
     round of local training has finished.
     """
 
-    def __init__(
-        self, args: Namespace, dataset: ImageDataset, indices: torch.Tensor, client: int
-    ):
+    def __init__(self, args: Namespace, dataset: ImageDataset, indices: torch.Tensor, client: int):
         self.args = args
         self.dataset = dataset
         self.indices = torch.as_tensor(indices, dtype=torch.int64)
@@ -153,12 +151,12 @@ def copy_weights(net: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in net.state_dict().items()}
 
 
-def copy_tensors(value):
-    """A deep copy of nested dicts and lists of tensors and plain types."""
+def copy_tensors(value, device: torch.device | None = None):
+    """A deep copy of nested dicts and lists of tensors and plain types, tensors on `device`."""
     if isinstance(value, torch.Tensor):
-        return value.detach().clone()
+        return value.detach().to(device=device, copy=True)
     if isinstance(value, dict):
-        return {key: copy_tensors(item) for key, item in value.items()}
+        return {key: copy_tensors(item, device) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(copy_tensors(item) for item in value)
+        return type(value)(copy_tensors(item, device) for item in value)
     return value

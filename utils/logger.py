@@ -3,16 +3,16 @@
 import csv
 import io
 import logging
+import math
 import sys
 from collections.abc import Mapping, Sequence
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
-from tqdm.contrib.logging import logging_redirect_tqdm
+from tqdm import tqdm
 
 from utils.files import write_text
-
-LOGGER = logging.getLogger("fedirm")
 
 
 class StampFormatter(logging.Formatter):
@@ -26,28 +26,52 @@ class StampFormatter(logging.Formatter):
         return message[1:] if message.startswith("\n") else super().format(record)
 
 
-def open_log(path: Path) -> logging.Logger:
-    """The run's logger: appends to `path` and repeats every line on standard output."""
-    close_log()
-    LOGGER.setLevel(logging.INFO)
-    LOGGER.propagate = False
-    for handler in (logging.FileHandler(path, encoding="utf-8"), logging.StreamHandler(sys.stdout)):
-        handler.setFormatter(StampFormatter())
-        LOGGER.addHandler(handler)
-    return LOGGER
+class _Terminal(logging.Handler):
+    """Standard output; a line moves an open progress bar down instead of cutting through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
 
 
-def close_log() -> None:
-    """Close what `open_log` opened."""
-    for handler in list(LOGGER.handlers):
-        LOGGER.removeHandler(handler)
-        if isinstance(handler, logging.FileHandler):
+class RunLog:
+    """log.txt and the terminal. What is said before `open` reaches the file after its first lines.
+
+    One run at a time per process: the lines go through the logger named "fedirm".
+    """
+
+    def __init__(self):
+        self.logger = logging.getLogger("fedirm")
+        self.logger.setLevel(logging.INFO)
+        self.logger.propagate = False
+        self.early = MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL)
+        terminal = _Terminal()
+        terminal.setFormatter(StampFormatter())
+        self.handlers: list[logging.Handler] = [terminal, self.early]
+        for handler in self.handlers:
+            self.logger.addHandler(handler)
+
+    def say(self, text: str) -> None:
+        """One message; a line of its own for each line of `text`."""
+        self.logger.info(text)
+
+    def open(self, path: Path, first_lines: Sequence[str]) -> None:
+        """Append to `path` from now on, beginning with `first_lines`."""
+        file = logging.FileHandler(path, encoding="utf-8")
+        file.setFormatter(StampFormatter())
+        self.logger.removeHandler(self.early)
+        self.logger.addHandler(file)
+        self.handlers = [self.handlers[0], file]
+        for line in first_lines:
+            self.say(line)
+        self.early.setTarget(file)
+        self.early.close()
+
+    def close(self) -> None:
+        """Close the file and leave the logger as it was."""
+        for handler in self.handlers:
+            self.logger.removeHandler(handler)
             handler.close()
-
-
-def log_beside_bars() -> logging_redirect_tqdm:
-    """While this context is open, a log line moves a progress bar down instead of cutting it."""
-    return logging_redirect_tqdm([LOGGER])
 
 
 def write_rows(path: Path, rows: Sequence[Mapping]) -> None:
@@ -72,7 +96,7 @@ class Curves:
     def scalars(self, row: Mapping, step: int) -> None:
         """Every number of a metrics.csv row; empty cells are left out."""
         for name, value in row.items():
-            if isinstance(value, (int, float)) and name != "round":
+            if isinstance(value, (int, float)) and math.isfinite(value) and name != "round":
                 self.writer.add_scalar(name, value, step)
 
     def matrix(self, name: str, values, step: int, magnify: int = 24) -> None:

@@ -19,6 +19,15 @@ DEFAULT_THRESHOLD = 0.4
 SWEEP_THRESHOLDS = np.round(np.arange(0.40, 0.921, 0.02), 2)
 
 
+class Calibration(NamedTuple):
+    """What `calibration` returns: one entry per bin of confidence, and their summary."""
+
+    images: np.ndarray  # (bins,) int
+    confidence: np.ndarray  # (bins,) mean probability of the most probable class, NaN if empty
+    accuracy: np.ndarray  # (bins,) share of images whose most probable class is right, NaN if empty
+    expected_error: float  # mean over images of |accuracy - confidence| of their bin
+
+
 class Metrics(NamedTuple):
     """What `classification_metrics` returns. Arrays are (C,) float64, one entry per class, and NaN
     where undefined; all fractions are in [0, 1]."""
@@ -36,6 +45,7 @@ class Metrics(NamedTuple):
     top1_accuracy: float
     balanced_accuracy: float  # mean top-1 recall over the classes that have images
     brier: float  # mean over images of the squared distance to the one-hot label, in [0, 2]
+    calibration_error: float  # see `calibration`
     confusion: np.ndarray  # (C, C) int: rows are labels, columns most probable classes
 
     def macro(self, name: str) -> float:
@@ -63,7 +73,8 @@ PER_CLASS = {
 OVERALL = {
     "top1_accuracy": "top-1 accuracy",
     "balanced_accuracy": "balanced accuracy",
-    "brier": "Brier score",
+    "brier": "Brier score (0 to 2)",
+    "calibration_error": "expected calibration error",
 }
 
 
@@ -108,6 +119,7 @@ def classification_metrics(
         top1_accuracy=float(ratio(np.trace(confusion), num_images)),
         balanced_accuracy=float(ratio(np.nansum(top1_recall), np.count_nonzero(images))),
         brier=float(ratio(squared_distance, num_images)),
+        calibration_error=calibration(labels, probabilities).expected_error,
         confusion=confusion,
     )
 
@@ -117,6 +129,25 @@ def confusion_matrix(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarra
     num_classes = probabilities.shape[1]
     cells = labels * num_classes + probabilities.argmax(1)
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def calibration(labels: np.ndarray, probabilities: np.ndarray, num_bins: int = 15) -> Calibration:
+    """Does a confidence of 80% mean right in 80%? Equally wide bins of confidence over [0, 1].
+
+    The expected calibration error is that of Guo et al., On Calibration of Modern Neural Networks
+    (ICML 2017), with their 15 bins, each open below and closed above; NaN without images.
+    """
+    confidence = probabilities.max(1)
+    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+    images = np.bincount(bins, minlength=num_bins)
+    right = np.bincount(bins, probabilities.argmax(1) == labels, minlength=num_bins)
+    total_confidence = np.bincount(bins, confidence, minlength=num_bins)
+    return Calibration(
+        images=images,
+        confidence=ratio(total_confidence, images),
+        accuracy=ratio(right, images),
+        expected_error=float(ratio(np.abs(right - total_confidence).sum(), len(labels))),
+    )
 
 
 def ranking_metrics(truth: np.ndarray, scores: np.ndarray) -> tuple[float, float]:

@@ -1,0 +1,43 @@
+# make demo    environment, dependencies, then the main job on the embedded data
+# make test    environment, dependencies, then lint and tests
+#
+# An environment that exists already: make demo PYTHON=/path/to/python VENV=
+
+PYTHON ?= python3
+VENV ?= .venv
+
+ifeq ($(strip $(VENV)),)
+RUN := $(PYTHON)
+INSTALLED :=
+INSTALLED_DEV :=
+else
+RUN := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+endif
+
+.PHONY: demo test lint clean
+
+demo: $(INSTALLED)
+	$(RUN) train_main.py --preset demo
+
+test: lint
+	$(RUN) -m pytest
+
+lint: $(INSTALLED_DEV)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python requirements.txt constraints.txt
+	$(RUN) -m pip install --quiet --requirement requirements.txt --constraint constraints.txt
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	$(RUN) -m pip install --quiet --requirement requirements-dev.txt --constraint constraints.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -1,0 +1,201 @@
+"""A folder of source files -> a folder of PNG pictures: resumable, with an estimate and progress.
+
+The output folder holds images/, labels.csv, rejected.csv, manifest.json, and progress.csv: one
+line per finished picture, from which a later run knows what is done.
+"""
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import IO, NamedTuple
+
+import numpy as np
+import pandas as pd
+import PIL
+import pydicom
+from tqdm import tqdm
+
+from dataloaders.worker_pool import Converter, Outcome, Task, WorkerPool
+from utils.errors import UserError
+from utils.files import atomic_write, sweep_temporary_files, write_text
+from utils.table_files import to_csv
+
+SAMPLES_PER_WORKER = 8
+
+
+class Source(NamedTuple):
+    """A file to convert: the image's name without suffix, the file, its size in bytes."""
+
+    image: str
+    path: str
+    size: int
+
+
+class Rejected(NamedTuple):
+    """A file that gives no picture (or an image without a file), and why, in one line."""
+
+    file: str
+    reason: str
+
+
+class Conversion:
+    """One output folder.
+
+    settings: a JSON object that decides how pictures are made; a folder made with other settings
+    is refused (`UserError`), because two kinds of pictures would be mixed.
+    record_columns: the names of what the converter returns beside each picture.
+    """
+
+    def __init__(self, folder: Path, settings: dict, record_columns: Sequence[str]):
+        self.folder = folder
+        self.images = folder / "images"
+        self.settings = settings
+        self.record_columns = list(record_columns)
+        self._check_settings()
+
+    def run(
+        self, sources: Sequence[Source], convert: Converter, workers: int
+    ) -> tuple[pd.DataFrame, list[Rejected]]:
+        """Convert what is missing, on `workers` processes.
+
+        Returns a table of the finished pictures, ImageID (the PNG's name) and the record columns
+        in the order of `sources`, and the rejected files.
+        """
+        self._make_folder()
+        done = self._read_progress()
+        tasks = [Task(f"{source.image}.png", source.path) for source in sources]
+        missing = [task for task in tasks if task.name not in done]
+        print(
+            f"{len(sources):,} files of {readable_size(sum(source.size for source in sources))}; "
+            f"{len(sources) - len(missing):,} are done already",
+            flush=True,
+        )
+        rejected = self._convert(missing, convert, workers, done) if missing else []
+        names = [task.name for task in tasks if task.name in done]
+        table = pd.DataFrame([done[name] for name in names], columns=self.record_columns, dtype=str)
+        table.insert(0, "ImageID", names)
+        return table, sorted(rejected)
+
+    def finish(self, labels: pd.DataFrame, rejected: Sequence[Rejected], counts: dict) -> None:
+        """Write labels.csv, rejected.csv and the manifest with `counts`."""
+        with atomic_write(self.folder / "labels.csv", "w") as file:
+            labels.to_csv(file, index=False, lineterminator="\n")
+        write_text(self.folder / "rejected.csv", to_csv(Rejected._fields, rejected))
+        self._write_manifest(
+            {**counts, "images": len(labels), "rejected": len(rejected), "complete": True}
+        )
+        print(f"{len(labels):,} images in {self.folder / 'labels.csv'}, {len(rejected):,} rejected")
+
+    def _write_manifest(self, contents: dict) -> None:
+        """Write manifest.json: the settings, the versions of what made the pictures, `contents`."""
+        versions = {module.__name__: module.__version__ for module in (pydicom, PIL, np)}
+        manifest = {**self.settings, "versions": versions, **contents}
+        write_text(self.folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+
+    def _make_folder(self) -> None:
+        try:
+            self.images.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {self.folder}: {error.strerror}") from None
+        sweep_temporary_files(self.images)
+        self._write_manifest({"complete": False})
+
+    def _convert(
+        self, tasks: list[Task], convert: Converter, workers: int, done: dict[str, Sequence[str]]
+    ) -> list[Rejected]:
+        """Convert `tasks`, add the finished ones to `done` and to progress.csv as they come."""
+        rejected = []
+        with self._open_progress() as progress_file:
+            progress = csv.writer(progress_file, lineterminator="\n")
+            with WorkerPool(convert, self.images, min(workers, len(tasks))) as pool:
+                for outcome in self._outcomes(pool, tasks, workers):
+                    if outcome.rejected:
+                        rejected.append(Rejected(outcome.task.source, outcome.rejected))
+                        continue
+                    done[outcome.task.name] = outcome.record
+                    progress.writerow([outcome.task.name, outcome.size, *outcome.record])
+        return rejected
+
+    def _outcomes(self, pool: WorkerPool, tasks: list[Task], workers: int) -> Iterator[Outcome]:
+        """The outcomes of a sample spread over the files, an estimate from them, and the rest."""
+        step = max(1, len(tasks) // (SAMPLES_PER_WORKER * workers))
+        sample = [task for at, task in enumerate(tasks) if at % step == 0]
+        rest = [task for at, task in enumerate(tasks) if at % step]
+        outcomes = []
+        for outcome in pool.run(sample):
+            outcomes.append(outcome)
+            yield outcome
+        if rest:
+            self._print_estimate(outcomes, len(rest), workers)
+            yield from tqdm(
+                pool.run(rest), total=len(tasks), initial=len(sample), unit="file", mininterval=0.5
+            )
+
+    def _print_estimate(self, sample: list[Outcome], remaining: int, workers: int) -> None:
+        finished = [outcome for outcome in sample if not outcome.rejected]
+        if not finished:
+            return
+        seconds = median(outcome.seconds for outcome in finished) * remaining / workers
+        size = median(outcome.size for outcome in finished) * remaining
+        print(
+            f"{remaining:,} to go: about {readable_size(size)} of pictures, "
+            f"{_readable_duration(seconds)} with {workers} processes",
+            flush=True,
+        )
+        free = shutil.disk_usage(self.folder).free
+        if size > free:
+            raise UserError(
+                f"{self.folder} has {readable_size(free)} of disk left: make room, or choose "
+                "another --out"
+            )
+
+    def _check_settings(self) -> None:
+        path = self.folder / "manifest.json"
+        if not path.exists():
+            return
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            found = {key: manifest.get(key) for key in self.settings}
+        except (ValueError, AttributeError):
+            raise UserError(f"{path} is damaged: choose another --out") from None
+        if found != self.settings:
+            raise UserError(
+                f"{self.folder} was made with {found}, not with {self.settings}: choose another "
+                "--out"
+            )
+
+    def _open_progress(self) -> IO[str]:
+        """progress.csv for appending, a line at a time; a line cut off by a kill is dropped."""
+        path = self.folder / "progress.csv"
+        with open(path, "ab+") as file:
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+        return open(path, "a", encoding="utf-8", newline="", buffering=1)
+
+    def _read_progress(self) -> dict[str, Sequence[str]]:
+        """PNG name -> record, of the pictures that are there in their full size."""
+        with os.scandir(self.images) as entries:
+            sizes = {entry.name: str(entry.stat().st_size) for entry in entries}
+        self._open_progress().close()
+        with open(self.folder / "progress.csv", encoding="utf-8", newline="") as file:
+            return {
+                name: record for name, size, *record in csv.reader(file) if sizes.get(name) == size
+            }
+
+
+def readable_size(size: float) -> str:
+    """`size` bytes in words: "3.1 GB", "12 MB"."""
+    if size >= 1e9:
+        return f"{size / 1e9:.1f} GB"
+    return f"{max(size / 1e6, 0.1):.1f} MB"
+
+
+def _readable_duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
