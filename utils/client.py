@@ -45,6 +45,8 @@ class LocalUpdate:
     round of local training has finished.
     """
 
+    labeled = False  # whether it trains on labels
+
     def __init__(self, args: Namespace, dataset: ImageDataset, indices: torch.Tensor, client: int):
         self.args = args
         self.dataset = dataset

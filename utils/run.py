@@ -15,7 +15,6 @@ from tqdm import tqdm
 from confuse_matrix import RelationMatrix
 from dataloaders.federated import FederatedData
 from dataloaders.split_file import save_split
-from local_supervised import SupervisedLocalUpdate
 from networks.models import DenseNet121
 from options import FREE_ON_RESUME, build_parser, check_options, explicit_flags
 from utils import log_lines
@@ -165,7 +164,7 @@ class Run:
     def start_client(self, client: LocalUpdate) -> None:
         """Log who trains; the two lines stay together where several devices train."""
         with self.lock:
-            self.say(log_lines.client_line(client.client, is_labeled(client)))
+            self.say(log_lines.client_line(client.client, client.labeled))
             self.say(log_lines.CLIENT_RULE)
 
     def client_done(self, update: ClientUpdate) -> None:
@@ -291,11 +290,6 @@ class Run:
             f"python test.py --resume {checkpoint} --root_path {self.args.root_path} "
             f"--csv_file_test {self.args.csv_file_test}"
         )
-
-
-def is_labeled(client: LocalUpdate) -> bool:
-    """Whether a client trains on labels."""
-    return isinstance(client, SupervisedLocalUpdate)
 
 
 def architecture(args: Namespace) -> dict:
