@@ -10,6 +10,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from queue import SimpleQueue
 
 import torch
@@ -22,11 +23,13 @@ from local_supervised import SupervisedLocalUpdate
 from local_unsupervised import SelfTrainingLocalUpdate, UnsupervisedLocalUpdate
 from networks.models import DenseNet121
 from options import args_parser, needs_embedded_data
-from utils.checkpoint import build_network, load_model, load_weights
+from utils.checkpoint import build_network, load_weights, starting_weights
 from utils.client import ClientUpdate, LocalUpdate, copy_weights
-from utils.devices import choose_devices, place_network, set_deterministic
+from utils.devices import choose_devices, memory_shortage, place_network, set_deterministic
 from utils.errors import UserError, run_command
-from utils.run import Progress, Run, architecture, is_labeled, open_run
+from utils.files import disk_full_as_user_error
+from utils.run import Run, architecture, is_labeled, open_run
+from utils.run_state import Progress
 from utils.seeding import derive_seed
 
 
@@ -39,13 +42,16 @@ def main() -> int:
         if args.dry_run:
             print("\n".join(dry_run(run.args)))
         else:
-            train(run)
+            with disk_full_as_user_error(run.folder):
+                train(run)
     except (KeyboardInterrupt, SystemExit) as stop:
         run.say(f"stopped; {run.next_command()}")
         return stop.code if isinstance(stop, SystemExit) else 130
     except UserError:
         raise
-    except Exception:
+    except Exception as error:
+        if (shortage := memory_shortage(error, args)) is not None:
+            raise UserError(f"{shortage}; {run.next_command()}") from error
         print(f"{run.folder}: ended early. {run.next_command()}", file=sys.stderr)
         raise
     finally:
@@ -61,26 +67,28 @@ def train(run: Run) -> None:
     if needs_embedded_data(args):
         place_embedded_data(args, run.say)
     data = load_federated_data(args, run.say)
+    progress = run.restore(data) or start(args, data.train.class_names)
     networks = build_networks(args, data.train.class_names, devices)
     clients = build_clients(args, data)
-    progress = run.restore(data, clients) or start(args, networks[0], data.train.class_names)
-    run.begin(data, devices)
-    weights, target_matrix = progress.weights, progress.matrix
+    run.begin(data, clients, networks, devices)
+    weights, target_matrix = first_weights(args, progress, networks[0]), progress.matrix
 
     for round in range(progress.next_round, args.rounds):
         # 1. Broadcast: the global weights and the mean relation matrix go to who takes part.
         active = clients_of_round(args, clients, round)
         started = run.start_round(round, active)
         # 2. Local training, one client per device at a time.
-        updates = train_clients(active, networks, weights, round, target_matrix, run)
-        # 3. FedAvg of the weights, client by client as they come in.
-        weights, reports = average_weights(updates, args.fedavg_weights, devices[0], run)
+        with closing(
+            train_clients(active, networks, weights, round, target_matrix, run)
+        ) as updates:
+            # 3. FedAvg of the weights, client by client as they come in.
+            weights, reports = average_weights(updates, args.fedavg_weights, devices[0], run)
         # 4. Average of the labelled clients' relation matrices, for the next round.
         matrices = [report.matrix for report in reports if report.matrix is not None]
         target_matrix = average_matrices(matrices) if matrices else target_matrix
         # 5. Evaluate, log, save.
         progress = Progress(weights, target_matrix, round + 1)
-        run.finish_round(progress, networks[0], data, clients, reports, started)
+        run.finish_round(progress, networks[0], data, reports, started)
     run.finish(weights, networks[0], data)
 
 
@@ -93,15 +101,24 @@ def build_networks(
     return [place_network(net, device) for net, device in zip(networks, devices, strict=True)]
 
 
-def start(args: Namespace, net: DenseNet121, class_names: tuple[str, ...]) -> Progress:
-    """Where a new run stands: at its first round, with a checkpoint's, ImageNet's or `net`'s
-    random weights. Raises `UserError` for a checkpoint of other classes or another network."""
+def start(args: Namespace, class_names: tuple[str, ...]) -> Progress:
+    """Where a new run stands: at its first round, with a checkpoint's weights or none yet.
+
+    Raises `UserError` for a checkpoint of other classes or another network.
+    """
+    weights = {}
     if args.resume is not None:
-        weights, _ = load_model(args.resume, class_names)
-        load_weights(net, weights, args.resume)
+        weights = starting_weights(args.resume, class_names, architecture(args))
+    return Progress(weights, None, args.start_epoch)
+
+
+def first_weights(args: Namespace, progress: Progress, net: DenseNet121) -> dict[str, torch.Tensor]:
+    """The global weights to go on from: those of `progress`, ImageNet's, or `net`'s random ones."""
+    if progress.weights:
+        load_weights(net, progress.weights, args.resume or args.run_dir)
     elif args.pretrained:
         net.load_imagenet()
-    return Progress(copy_weights(net), None, args.start_epoch)
+    return copy_weights(net)
 
 
 def build_clients(args: Namespace, data: FederatedData) -> list[LocalUpdate]:
@@ -143,29 +160,37 @@ def train_clients(
     target_matrix: RelationMatrix | None,
     run: Run,
 ) -> Iterator[ClientUpdate]:
-    """Train every client; yields their updates in the clients' order, whatever the devices."""
+    """Train every client; yields their updates in the clients' order, whatever the devices.
+
+    Who returns what cannot be averaged is left out. Closing the generator stops those who train
+    at their next step.
+    """
     free: SimpleQueue[DenseNet121] = SimpleQueue()
     for net in networks:
         free.put(net)
 
-    def work(client: LocalUpdate) -> ClientUpdate:
+    def work(client: LocalUpdate) -> ClientUpdate | None:
         run.start_client(client)
         net = free.get()
         try:
-            return client.train(net, weights, round, target_matrix)
+            with run.memory_of(client):
+                update = client.train(net, weights, round, target_matrix)
+                return update if run.accept(client, round, update, weights) else None
         finally:
             free.put(net)
 
     if len(networks) == 1:
-        yield from map(work, active)
+        yield from filter(None, map(work, active))
         return
-    with ThreadPoolExecutor(len(networks)) as pool:
-        try:
-            yield from pool.map(work, active)
-        except BaseException:
-            for client in active:
-                client.stop.set()
-            raise
+    pool = ThreadPoolExecutor(len(networks))
+    try:
+        yield from filter(None, pool.map(work, active))
+    except BaseException:
+        for client in active:
+            client.stop.set()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def average_weights(
