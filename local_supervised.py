@@ -18,6 +18,8 @@ from utils.client import (
 class SupervisedLocalUpdate(LocalUpdate):
     """Trains on labels (eq. 7, left) and returns the relation matrix M^l (eq. 2 and 3)."""
 
+    labeled = True
+
     def train(
         self,
         net: DenseNet121,

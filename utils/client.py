@@ -49,6 +49,7 @@ class LocalUpdate:
     """
 
     remembered_copies = 2  # of the network's parameters, in the state: Adam's two moments
+    labeled = False  # whether it trains on labels
 
     def __init__(self, args: Namespace, dataset: ImageDataset, indices: torch.Tensor, client: int):
         self.args = args

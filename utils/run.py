@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from dataloaders.federated import FederatedData
 from dataloaders.split_file import save_split
-from local_supervised import SupervisedLocalUpdate
 from networks.models import DenseNet121
 from utils import log_lines
 from utils.checkpoint import model_content, save_checkpoint
@@ -185,7 +184,7 @@ class Run:
     def start_client(self, client: LocalUpdate) -> None:
         """Log who trains; the two lines stay together where several devices train."""
         with self.lock:
-            self.say(log_lines.client_line(client.client, is_labeled(client)))
+            self.say(log_lines.client_line(client.client, client.labeled))
             self.say(log_lines.CLIENT_RULE)
 
     @contextmanager
@@ -327,11 +326,6 @@ class Run:
             f"python test.py --resume {checkpoint} --root_path {self.args.root_path} "
             f"--csv_file_test {self.args.csv_file_test}"
         )
-
-
-def is_labeled(client: LocalUpdate) -> bool:
-    """Whether a client trains on labels."""
-    return isinstance(client, SupervisedLocalUpdate)
 
 
 def architecture(args: Namespace) -> dict:
