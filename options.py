@@ -14,6 +14,8 @@ from confuse_matrix import DISTANCES
 from dataloaders.dataset import CACHES
 from dataloaders.table import LABEL_UNCERTAINTY, MULTI_LABEL
 from networks.models import ATTENTIONS
+from utils.client_checks import POLICIES
+from utils.client_store import PLACEMENTS
 from utils.errors import UserError
 
 METHODS = ("fedirm", "fed_consistency", "fed_selftraining", "fedavg")
@@ -95,13 +97,17 @@ PRESETS: dict[str, dict] = {
 EMBEDDED_PRESETS = ("demo", "bench")
 DATA_FLAGS = ("root_path", "csv_file_train", "csv_file_val", "csv_file_test", "medmnist")
 
-# Flags that may differ when a run goes on; every other one decides what is computed.
+# Flags that may differ when a run goes on; every other one decides what is computed. Data may lie
+# elsewhere by then: that they are the same is checked by their content.
 FREE_ON_RESUME = {
+    *DATA_FLAGS,
     "resume",
     "rounds",
     "gpu",
     "cache",
     "cache_dir",
+    "client_state",
+    "on_bad_client",
     "save_every",
     "figure_every",
     "progress",
@@ -438,6 +444,20 @@ def _running(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--gpu", default="0,1", help="CUDA devices to use where they exist, or 'cpu'"
+    )
+    group.add_argument(
+        "--client_state",
+        choices=PLACEMENTS,
+        default="auto",
+        help="where clients' optimizer and teacher wait between rounds, beside their files: on "
+        "the GPU, in main memory, or in the files alone; auto: the first that they fit into",
+    )
+    group.add_argument(
+        "--on_bad_client",
+        choices=POLICIES,
+        default="stop",
+        help="a client returns what is not finite or does not fit: stop the run, or skip that "
+        "client in that round",
     )
     group.add_argument("--eval_every", type=int, default=1, help="rounds between evaluations")
     group.add_argument(
