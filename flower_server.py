@@ -4,26 +4,31 @@
 rounds over simulated sites (flower_simulation.py).
 """
 
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from flwr.app import (
     ArrayRecord,
     ConfigRecord,
+    Context,
     Message,
     MessageType,
     MetricRecord,
 )
-from flwr.serverapp import Grid
+from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
-from dataloaders.federated import FederatedData
+from dataloaders.federated import FederatedData, load_federated_data
 from federation import average_weights, build_networks, first_weights, mean_relation, start
 from flower_messages import pack_matrix, pack_weights, unpack_update
 from flower_sites import RemoteSite, SiteRegister
 from networks.models import DenseNet121
+from options import args_parser
 from utils.client import ClientUpdate
-from utils.run import Run
+from utils.devices import choose_devices, set_deterministic
+from utils.files import disk_full_as_user_error
+from utils.run import Run, open_run
 from utils.run_state import Progress
 
 
@@ -119,3 +124,34 @@ def serve(
         timeout=args.client_timeout,
     )
     run.finish(strategy.progress.weights, networks[0], data)
+
+
+server_app = ServerApp()
+
+
+@server_app.main()
+def main(grid: Grid, context: Context) -> None:
+    """What a SuperLink runs: the flags of train_main.py stand in the run's `flags`."""
+    argv = ["--engine", "sites", *shlex.split(str(context.run_config["flags"]))]
+    args = args_parser(argv)
+    run = open_run(args, argv)
+    try:
+        with disk_full_as_user_error(run.folder):
+            serve_sites(run, grid)
+    except Exception as error:
+        run.say(f"stopped: {error}; {run.next_command()}")
+        raise
+    finally:
+        run.close()
+
+
+def serve_sites(run: Run, grid: Grid) -> None:
+    """All rounds of a run that are still to do; the server holds no training images."""
+    args = run.args
+    set_deterministic(bool(args.deterministic))
+    devices = choose_devices(args.gpu, run.say)
+    data = load_federated_data(args, run.say)
+    sites = SiteRegister(grid, args, data.class_names, run.folder.name, run.say)
+    sites.wait_for(args.num_users)
+    data = data._replace(num_training=sum(site.num_samples for site in sites.all()))
+    serve(run, grid, data, devices, sites)
