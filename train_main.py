@@ -8,7 +8,6 @@ python train_main.py --resume runs/NAME
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from queue import SimpleQueue
 
@@ -34,6 +33,7 @@ from utils.errors import UserError, run_command
 from utils.files import disk_full_as_user_error
 from utils.run import Run, open_run
 from utils.run_state import Progress
+from utils.threads import cancelling_pool
 
 
 def main() -> int:
@@ -120,15 +120,13 @@ def train_clients(
     if len(networks) == 1:
         yield from filter(None, map(work, active))
         return
-    pool = ThreadPoolExecutor(len(networks))
-    try:
-        yield from filter(None, pool.map(work, active))
-    except BaseException:
-        for client in active:
-            client.stop.set()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with cancelling_pool(len(networks)) as pool:
+        try:
+            yield from filter(None, pool.map(work, active))
+        except BaseException:
+            for client in active:
+                client.stop.set()
+            raise
 
 
 def _stop_by_signal(number: int, _frame) -> None:

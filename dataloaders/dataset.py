@@ -1,6 +1,7 @@
 """Images and labels as arrays, and the batches of augmented views that clients train on."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -137,9 +138,9 @@ def load_dataset(
     def describe(i: int) -> str:
         return f"{table.source} line {table.line_numbers[i]}: {table.names[i]}"
 
-    pixels, fingerprint = load_pixels(paths, image_size, cache_dir, describe, say)
-    identity = hashlib.blake2b(fingerprint.encode() + table.labels.tobytes(), digest_size=16)
-    fingerprint = identity.hexdigest()
+    pixels, digest = load_pixels(paths, image_size, cache_dir, describe, say)
+    described = [digest, table.names, table.class_names, table.groups, table.labels.tolist()]
+    fingerprint = hashlib.sha256(json.dumps(described).encode()).hexdigest()
     return ImageDataset(
         pixels, table.labels, table.names, table.class_names, table.groups, fingerprint, cache
     )

@@ -1,5 +1,6 @@
 """The data of one federated run: three sets of images and each client's share of the first."""
 
+import hashlib
 import json
 from argparse import Namespace
 from collections.abc import Callable
@@ -41,9 +42,13 @@ class FederatedData(NamedTuple):
     preprocessing: dict
 
     def fingerprints(self) -> dict[str, str]:
-        """What identifies the images and labels of each set."""
+        """What identifies each set's images and labels, and who holds which ("clients")."""
         sets = {"train": self.train, "val": self.val, "test": self.test}
-        return {name: data.fingerprint for name, data in sets.items() if data is not None}
+        held = [[rows.tolist() for rows in self.split.clients], list(self.split.labelled)]
+        return {
+            **{name: data.fingerprint for name, data in sets.items() if data is not None},
+            "clients": hashlib.sha256(json.dumps(held).encode()).hexdigest(),
+        }
 
 
 def load_federated_data(args: Namespace, say: Callable[[str], None]) -> FederatedData:

@@ -159,12 +159,16 @@ class Run:
 
     def _refuse_other_data(self, identity: dict[str, str]) -> None:
         for name, fingerprint in identity.items():
-            if self.identity.get(name) != fingerprint:
-                path = getattr(self.args, f"csv_file_{name}", None) or self.args.medmnist or ""
-                raise UserError(
-                    f"{path or self.folder}: the {name} images, labels or their order have "
-                    f"changed since {self.folder} began; bring them back or start a new run"
-                )
+            if self.identity.get(name) == fingerprint:
+                continue
+            source = getattr(self.args, f"csv_file_{name}", None) or self.args.medmnist
+            what = f"the {name} images or labels"
+            if name == "clients":
+                source, what = self.args.split, "which images each client holds"
+            raise UserError(
+                f"{source or self.folder}: {what} changed since {self.folder} began; bring them "
+                "back or start a new run"
+            )
 
     # ---- during a round
 
