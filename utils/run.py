@@ -22,12 +22,11 @@ from utils.checkpoint import load_checkpoint, model_content, save_checkpoint
 from utils.client import ClientUpdate, LocalUpdate
 from utils.environment import describe_environment
 from utils.errors import UserError
-from utils.evaluation import evaluate, evaluation_tables, print_tables
 from utils.files import sweep_temporary_files, write_text
 from utils.inference import predict
 from utils.logger import Curves, RunLog, write_rows
+from utils.network_report import report_run, test_command
 from utils.plots import draw_curves, draw_relation
-from utils.predictions import read_predictions, write_predictions
 from utils.rounds import RoundMatrices, evaluation_numbers, matrices_rows, round_row
 
 KEPT_STATES = 2
@@ -266,25 +265,12 @@ class Run:
     def finish(
         self, weights: dict[str, torch.Tensor], net: DenseNet121, data: FederatedData
     ) -> None:
-        """Predictions for the test images, the table of classes, and where everything is."""
+        """Predictions for the test images, tables, figures, REPORT.md, and what to type next."""
         net.load_state_dict(weights)
-        path = self.folder / "predictions_test.csv"
-        probabilities = predict(net, data.test, self.args.batch_size)
-        write_predictions(
-            path,
-            data.test.names,
-            data.test.labels.numpy(),
-            probabilities,
-            data.test.class_names,
-            data.test.groups,
-        )
-        print_tables(evaluation_tables(evaluate(read_predictions(path), self.args.threshold)))
         checkpoint = self.folder / "checkpoints" / f"epoch_{self.args.rounds - 1}.pth"
-        self.say(
-            f"done: {self.folder} (figures in {self.folder / 'figures'}); test again with: "
-            f"python test.py --resume {checkpoint} --root_path {self.args.root_path} "
-            f"--csv_file_test {self.args.csv_file_test}"
-        )
+        report_run(self.folder, checkpoint, net, data.test, self.args)
+        command = test_command(checkpoint, self.args)
+        self.say(f"done: {self.folder / 'REPORT.md'}; test again with: {command}")
 
 
 def is_labeled(client: LocalUpdate) -> bool:
