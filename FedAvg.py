@@ -1,5 +1,6 @@
 """The server's average of the clients' models."""
 
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -10,32 +11,33 @@ StateDict = Mapping[str, torch.Tensor]
 def FedAvg(updates: Iterable[tuple[StateDict, float]]) -> dict[str, torch.Tensor]:  # noqa: N802
     """Weighted average of whole state dicts, BatchNorm statistics included.
 
-    updates: (state dict, weight > 0) of each client, consumed one after the other; only the
+    updates: (state dict, finite weight > 0) of each client, consumed one after the other; only the
     running average is held. Weights need not sum to 1: N_k gives N_k / N, all 1 gives the mean.
     Integer entries (BatchNorm's step counter) are averaged and rounded to integers. No input is
     changed; the result shares no memory with any. The order of the clients is the order of
     summation, so a fixed order gives identical bits.
 
-    Raises `ValueError` when there is no update, a weight is not positive, or names or shapes
-    differ from the first client's, naming the entry.
+    Raises `ValueError` when there is no update, a weight is not positive and finite, or names or
+    shapes differ from the first client's, naming the entry.
     """
     average: dict[str, torch.Tensor] = {}
-    first: StateDict = {}
+    dtypes: dict[str, torch.dtype] = {}
     total = 0.0
     for weights, weight in updates:
-        if not weight > 0:
-            raise ValueError(f"a client's weight must be positive, not {weight}")
+        if not 0 < weight < math.inf:
+            raise ValueError(f"a client's weight must be positive and finite, not {weight}")
         if not average:
-            first = {name: value.detach() for name, value in weights.items()}
-            average = {name: _accumulator(value) for name, value in first.items()}
+            dtypes = {name: value.dtype for name, value in weights.items()}
+            average = {name: _accumulator(value) for name, value in weights.items()}
         _check_alike(average, weights)
         total += weight
         # mean + (new - mean) * share keeps equal models exactly equal, unlike sum and divide.
         _lerp(average, weights, weight / total)
+        del weights  # while the next client trains, only the average is held
     if not average:
         raise ValueError("FedAvg needs at least one client's weights")
     return {
-        name: value if first[name].is_floating_point() else value.round().to(first[name].dtype)
+        name: value if value.dtype == dtypes[name] else value.round().to(dtypes[name])
         for name, value in average.items()
     }
 

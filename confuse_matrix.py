@@ -24,6 +24,10 @@ class RelationMatrix(NamedTuple):
         """The matrix itself, (C, C), each row summing to 1; NaN in rows that are not present."""
         return self.log_rows.exp().masked_fill(~self.present[:, None], math.nan)
 
+    def to(self, device: torch.device | str) -> "RelationMatrix":
+        """The same matrix on `device`."""
+        return RelationMatrix(self.log_rows.to(device), self.present.to(device))
+
 
 def class_sums(
     scores: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
@@ -74,7 +78,10 @@ def get_confuse_matrix(
 
 
 def average_matrices(matrices: Sequence[RelationMatrix]) -> RelationMatrix:
-    """Row by row the mean of the matrices whose row is present; in probabilities, not logs."""
+    """Row by row the mean of the matrices whose row is present; in probabilities, not logs.
+
+    One matrix at least, all on one device; a row that none has is uniform and not present.
+    """
     log_rows = torch.stack([matrix.log_rows for matrix in matrices])  # (K, C, C)
     present = torch.stack([matrix.present for matrix in matrices])  # (K, C)
     counted = log_rows.masked_fill(~present[:, :, None], -math.inf)

@@ -18,6 +18,8 @@ from utils.client import (
 class SupervisedLocalUpdate(LocalUpdate):
     """Trains on labels (eq. 7, left) and returns the relation matrix M^l (eq. 2 and 3)."""
 
+    labeled = True
+
     def train(
         self,
         net: DenseNet121,
@@ -47,19 +49,21 @@ class SupervisedLocalUpdate(LocalUpdate):
                 loss.backward()
                 optimizer.step()
                 meter.add(view_logits[0].detach(), batch.labels)
-                log.add(loss)
+                log.add(batch, loss)
 
         self.optimizer_state = optimizer.state_dict()
         stats = log.means()
         return ClientUpdate(
-            copy_weights(net), len(self.indices), stats["supervised_loss"], meter.matrix(), stats
+            copy_weights(net),
+            len(self.indices),
+            stats["supervised_loss"],
+            meter.matrix().to("cpu"),
+            stats,
+            suspects=log.suspects(),
         )
 
     def learning_rate(self, round: int) -> float:
         """`base_lr`, or `labeled_lr_late` (where not 0) once the unlabelled clients have joined."""
-        joined = round * self.args.local_ep > self.args.join_epoch
-        return (
-            self.args.labeled_lr_late
-            if joined and self.args.labeled_lr_late
-            else (self.args.base_lr)
-        )
+        args = self.args
+        joined = round * args.local_ep > args.join_epoch
+        return args.labeled_lr_late if joined and args.labeled_lr_late else args.base_lr

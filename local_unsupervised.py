@@ -47,6 +47,8 @@ class UnsupervisedLocalUpdate(LocalUpdate):
     round, beside Adam's moments and the count of steps.
     """
 
+    remembered_copies = 3  # the teacher, too
+
     def __init__(self, args, dataset, indices, client):
         super().__init__(args, dataset, indices, client)
         self.teacher: dict[str, torch.Tensor] | None = None
@@ -81,9 +83,11 @@ class UnsupervisedLocalUpdate(LocalUpdate):
         student = dict(net.named_parameters())
         teacher = copy_tensors(self.teacher or student, device)
         # BatchNorm in train mode writes its statistics; the teacher's must not reach the student's.
-        teacher_state = teacher | copy_tensors(dict(net.named_buffers()))
+        teacher_state = copy_tensors(dict(net.named_buffers()))
+        if args.ema_consistency:
+            teacher_state |= teacher
         if target_matrix is not None:
-            target_matrix = RelationMatrix(*(part.to(device) for part in target_matrix))
+            target_matrix = target_matrix.to(device)
         meter = RelationMeter(args.temperature, args.absent_class, "batches")
         step = self.step
 
@@ -99,7 +103,7 @@ class UnsupervisedLocalUpdate(LocalUpdate):
                 optimizer.step()
                 update_ema_variables(student.values(), teacher.values(), args.ema_decay, step)
                 step += 1
-                log.add(loss, consistency, relation, reliable.float().mean())
+                log.add(batch, loss, consistency, relation, reliable.float().mean())
 
         self.optimizer_state, self.teacher, self.step = optimizer.state_dict(), teacher, step
         stats = log.means() | {"consistency_weight": self.consistency_weight(round, epoch)}
@@ -109,7 +113,8 @@ class UnsupervisedLocalUpdate(LocalUpdate):
             stats.pop("loss"),
             None,
             stats,
-            pseudo_matrix=meter.matrix(),
+            pseudo_matrix=meter.matrix().to("cpu"),
+            suspects=log.suspects(),
         )
 
     def losses(
@@ -120,13 +125,17 @@ class UnsupervisedLocalUpdate(LocalUpdate):
         target_matrix: RelationMatrix | None,
         meter: RelationMeter,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """L_c and L_IRM of one batch, scalars, and which of its samples are reliable, bool (B,)."""
+        """L_c and L_IRM of one batch, scalars, and which of its samples are reliable, bool (B,).
+
+        `teacher_state` replaces entries of `net` in the teacher's pass: BatchNorm's statistics,
+        and the parameters unless the student is its own teacher (ema_consistency 0).
+        """
         args = self.args
         student_view, teacher_view = batch.views  # (B, 3, S, S) each
         activations, student_logits = net(student_view)  # (B, 1024), (B, C)
         student_probabilities = softmax(student_logits, dim=1)
         with torch.no_grad():
-            teacher_logits = self.teacher_forward(net, teacher_state, teacher_view)
+            _, teacher_logits = functional_call(net, teacher_state, (teacher_view,))
             # In train mode the backbone gives the same features at every pass, so T stochastic
             # passes are T draws of the dropout behind it.
             stochastic = net.classify(activations.expand(args.mc_passes, *activations.shape))
@@ -145,14 +154,6 @@ class UnsupervisedLocalUpdate(LocalUpdate):
             return consistency_loss, consistency_loss.new_zeros(()), reliable
         distance = relation_loss(relation, target_matrix, args.relation_distance)  # eq. 6
         return consistency_loss, args.relation_scale * distance, reliable
-
-    def teacher_forward(
-        self, net: DenseNet121, teacher_state: dict[str, torch.Tensor], view: torch.Tensor
-    ) -> torch.Tensor:
-        """The teacher's logits (B, C) in train mode; the student's own without ema_consistency."""
-        if not self.args.ema_consistency:
-            return net(view)[1]
-        return functional_call(net, teacher_state, (view,))[1]
 
     @property
     def matches_relation(self) -> bool:
@@ -203,17 +204,25 @@ class SelfTrainingLocalUpdate(LocalUpdate):
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                log.add(loss, confident.float().mean())
+                log.add(batch, loss, confident.float().mean())
 
         self.optimizer_state = optimizer.state_dict()
         stats = log.means()
-        return ClientUpdate(copy_weights(net), len(self.indices), stats.pop("loss"), None, stats)
+        return ClientUpdate(
+            copy_weights(net),
+            len(self.indices),
+            stats.pop("loss"),
+            None,
+            stats,
+            suspects=log.suspects(),
+        )
 
     def pseudo_label(self, net: DenseNet121, device: torch.device) -> torch.Tensor:
         """Labels (int64, one per image of the data set) by `net`; IGNORED where not confident."""
         net.eval()
         with torch.no_grad():
             batches = self.dataset.evaluation_batches(self.indices, self.args.batch_size, device)
+            batches = self.until_stopped(batches)
             probabilities = torch.cat([softmax(net(images)[1], dim=1) for images in batches])
         net.train()
         confidence, classes = probabilities.max(dim=1)

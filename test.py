@@ -26,6 +26,7 @@ from utils.flags import whole_number
 from utils.metrics import DEFAULT_THRESHOLD
 from utils.network_report import copy_history, describe_model, describe_run, report_network
 from utils.report import TEST_FILE
+from utils.resume import is_run
 from utils.scan_prediction import (
     ScanFiles,
     predict_scans,
@@ -238,8 +239,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_folder(checkpoint: Path) -> Path | None:
     """The folder of the run that a checkpoint lies in, if it does."""
     folder = checkpoint.parent.parent
-    in_run = checkpoint.parent.name == "checkpoints" and (folder / "args.json").exists()
-    return folder if in_run else None
+    return folder if checkpoint.parent.name == "checkpoints" and is_run(folder) else None
 
 
 def default_folder(args: argparse.Namespace) -> Path:

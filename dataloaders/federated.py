@@ -108,7 +108,8 @@ def deal_clients(args: Namespace, table: ImageTable) -> Split:
     else:
         seed = derive_seed(args.seed, "split") % 2**32
         clients, how = _partition(args, table, seed)
-        labeled = labelled_clients(args.num_users, args.num_labeled, args.labeled_ids)
+        count = None if args.labeled_ids else args.num_labeled
+        labeled = labelled_clients(args.num_users, count, args.labeled_ids)
         if args.labeled_fraction:
             parts = [
                 labelled_fraction(rows, table.labels, args.labeled_fraction, seed)

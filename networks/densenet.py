@@ -42,8 +42,8 @@ def load_imagenet_weights(network: DenseNet, path: Path) -> None:
     The 1000-class head is left out. Raises `UserError` when an entry is missing or misshapen.
     """
     try:
-        published = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+        published = dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # unpickling damaged bytes raises many kinds
         raise UserError(f"{path}: not readable as weights ({type(error).__name__})") from error
     renamed = {
         re.sub(r"(norm|conv)\.(\d)\.", r"\1\2.", name): value for name, value in published.items()

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,12 @@ def place(tmp_path, monkeypatch, capsys):
     return Workplace(tmp_path, monkeypatch, capsys)
 
 
+@pytest.fixture
+def no_report(monkeypatch):
+    """For tests of the runs alone: tables and figures cost most of the time."""
+    monkeypatch.setattr(reproduce, "report", lambda plan, options: None)
+
+
 def test_table1_stands_beside_the_paper_and_every_number_is_a_csv_cell(place):
     printed = place.run("table1")
     rows = place.table("table1.csv")
@@ -131,7 +138,7 @@ def test_table1_stands_beside_the_paper_and_every_number_is_a_csv_cell(place):
     assert all((results / f"table1{kind}.png").stat().st_size > 9000 for kind in ("", "_curves"))
 
 
-def test_finished_runs_are_reused_interrupted_go_on_missing_are_run(place):
+def test_finished_runs_are_reused_interrupted_go_on_missing_are_run(place, no_report):
     place.run("fig2a", "--seeds", "1")
     first, second = place.calls()
     finished = place.runs / "demo" / "fedirm-2-8-seed1"
@@ -150,7 +157,7 @@ def test_finished_runs_are_reused_interrupted_go_on_missing_are_run(place):
     assert len(place.calls()) == 5
 
 
-def test_other_flags_in_a_run_folder_are_refused_not_reused(place):
+def test_other_flags_in_a_run_folder_are_refused_not_reused(place, no_report):
     place.run("fig2a", "--seeds", "1")
     with pytest.raises(UserError, match="was run with --base_lr 0.001, now 0.01 is asked for"):
         place.run("fig2a", "--seeds", "1", "--base_lr", "0.01")
@@ -160,7 +167,7 @@ def test_other_flags_in_a_run_folder_are_refused_not_reused(place):
     assert "0 to do" in place.run("fig2a", "--seeds", "1", "--gpu", "cpu", "--dry_run")
 
 
-def test_dry_run_runs_nothing_and_estimates_from_measured_rounds(place):
+def test_dry_run_runs_nothing_and_estimates_from_measured_rounds(place, no_report):
     assert "time: unknown" in place.run("table1", "--dry_run")
     assert place.calls() == []
     place.run("fig2a", "--seeds", "1")
@@ -171,7 +178,7 @@ def test_dry_run_runs_nothing_and_estimates_from_measured_rounds(place):
     assert len(place.calls()) == 2
 
 
-def test_parallel_jobs_get_one_device_each(place):
+def test_parallel_jobs_get_one_device_each(place, no_report):
     place.run("fig2b", "--seeds", "1", "--jobs", "3", "--gpu", "0,1")
     calls = place.calls()
     assert len(calls) == 9
@@ -179,15 +186,35 @@ def test_parallel_jobs_get_one_device_each(place):
     assert all(call.endswith("--progress 0") for call in calls)
 
 
-def test_a_failed_run_is_named_and_the_others_still_run(place):
+def test_a_failed_run_is_named_and_the_others_still_run(place, no_report):
     (place.folder / "stop_after").write_text("2")
     with pytest.raises(UserError, match=r"2 run\(s\) failed, the first is .*fedirm-2-8-seed1;"):
         place.run("fig2a", "--seeds", "1")
     assert len(place.calls()) == 2
-    assert not (place.runs / "demo" / "results").exists()
     (place.folder / "stop_after").unlink()
     place.run("fig2a", "--seeds", "1")
     assert all("--resume" in call for call in place.calls()[2:])
+
+
+def test_stopping_stops_the_runs_too(place, monkeypatch):
+    ready, stopped = place.folder / "ready", place.folder / "stopped"
+    place.program.write_text(
+        "import pathlib, signal, sys, time\n"
+        f"def stop(*_): pathlib.Path({str(stopped)!r}).touch(); sys.exit(143)\n"
+        f"signal.signal(signal.SIGTERM, stop); pathlib.Path({str(ready)!r}).touch()\n"
+        "time.sleep(60)\n"
+    )
+    pause = time.sleep
+
+    def interrupt(seconds: float) -> None:
+        pause(seconds)
+        if ready.exists():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(reproduce.time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        place.run("fig2a", "--seeds", "1")
+    assert stopped.exists()
 
 
 def test_best_validation_round_is_reported_on_request(place):

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from utils.comparison_plots import (
+    CurvePanel,
     Spread,
     draw_bars,
     draw_relation_rounds,
@@ -21,7 +22,7 @@ from utils.errors import UserError
 from utils.experiments import FIGURE_2A_ROUNDS, METHOD_TITLES, UPPER_BOUND, Item, Setting
 from utils.files import write_text
 from utils.paper_numbers import METRIC_TITLES, SLIDES_NOTES, SLIDES_WALL_TIME, gap_closed
-from utils.run_folder import SOURCES, read_matrices, read_metrics
+from utils.run_folder import SOURCES, read_arguments, read_matrices, read_metrics
 from utils.table_files import NOT_AVAILABLE, to_csv, to_latex, to_markdown
 from utils.tables import mean_and_spread
 
@@ -29,6 +30,7 @@ REPORTS = {
     "last": "the last evaluated round",
     "best_val": "the round with the highest validation AUROC",
 }
+REPORTED_MATRICES = "the rounds with both matrices that are nearest to 1, 30 and 60"
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,15 @@ def write_item(
         run_rows = _run_rows(scores)
         figures = _draw(item, groups, scores, task, stem)
     figures.append(stem.with_name(f"{stem.name}_curves.png"))
-    curves = {group.setting.label: group.metrics() for group in groups}
-    draw_spread_curves(curves, {"test_auroc": "test AUROC"}, figures[-1])
+    runs = {group.setting: group.metrics() for group in groups}
+    panels = [
+        CurvePanel(title, "test_auroc", "test AUROC", {row.label: runs[row] for row in settings})
+        for title, settings in item.panels
+    ]
+    draw_spread_curves(panels, figures[-1])
 
-    caption = f"{item.title}. Preset {preset}; ours: {REPORTS[report]}, mean ± sd over seeds."
+    numbers = REPORTED_MATRICES if item.drawing == "matrices" else REPORTS[report]
+    caption = f"{item.title}. Preset {preset}; ours: {numbers}, mean ± sd over seeds."
     notes = _notes(item, groups, scores, task)
     text = f"{caption}\n\n{to_markdown(header, rows)}\n" + "".join(f"- {note}\n" for note in notes)
     latex = f"% {caption}\n{to_latex(header, rows)}"
@@ -131,9 +138,12 @@ def _score_table(
             cells = [_published_cell(published.get(name)) for name in METRIC_TITLES]
             of_slides = setting.source == "slides"
             wall = SLIDES_WALL_TIME[setting.label] if of_slides else NOT_AVAILABLE
-            whose = "slides" if of_slides else f"paper, {task}"
-            rows.append([*start, whose, "1" if of_slides else "3", *cells, wall])
+            rows.append([*start, _whose(setting, task), "1" if of_slides else "3", *cells, wall])
     return header, rows
+
+
+def _whose(setting: Setting, task: str) -> str:
+    return "slides" if setting.source == "slides" else f"paper, {task}"
 
 
 def _published_cell(number: tuple[float, float | None] | None) -> str:
@@ -187,7 +197,7 @@ def _draw(
         references[title] = {
             setting.label: row[name][0] for setting, row in published.items() if name in row
         }
-    draw_bars(bars, references, f"{groups[0].setting.source}, {task}", figure)
+    draw_bars(bars, references, _whose(groups[0].setting, task), figure)
     return [figure]
 
 
@@ -253,6 +263,11 @@ def _notes(
     notes = [_made_on([folder for group in groups for folder in group.folders.values()])]
     if groups[0].setting.source == "slides":
         notes += SLIDES_NOTES
+    varied = dict.fromkeys(flag for group in groups for flag, _ in group.setting.extra)
+    if varied:
+        kept = read_arguments(next(iter(groups[0].folders.values())))
+        said = ", ".join(f"--{flag} {kept.get(flag)}" for flag in varied)
+        notes.append(f"The row {groups[0].setting.label} has {said}.")
     means = {
         (setting.method, setting.labeled): spread.mean
         for setting, spread in _spreads(scores, "test_auroc").items()

@@ -33,7 +33,7 @@ class Setting:
     def name(self) -> str:
         """The folder's name without the seed."""
         parts = [self.method, str(self.labeled), str(self.unlabeled)]
-        return "-".join(parts + [f"{flag}-{value}" for flag, value in self.extra])
+        return "-".join(parts + [f"{flag}-{_short(value)}" for flag, value in self.extra])
 
     def flags(self, seed: int) -> list[str]:
         """What train_main.py is given for this row and seed."""
@@ -56,6 +56,10 @@ class Setting:
         return PAPER[task].get((self.method, self.labeled, self.unlabeled), {})
 
 
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _row(method: str, labeled: int, unlabeled: int) -> Setting:
     label = f"{METHOD_TITLES[method]} {labeled}/{unlabeled}"
     return Setting(label, method, labeled, unlabeled)
@@ -67,69 +71,83 @@ def _variant(label: str, flag: str, value: object, source: str = "paper") -> Set
 
 @dataclass(frozen=True)
 class Item:
-    """One table or figure: its title, its rows, and how it is drawn."""
+    """One table or figure: its title, its rows in the panels of its curves, how it is drawn."""
 
     title: str
-    settings: tuple[Setting, ...]
+    panels: tuple[tuple[str, tuple[Setting, ...]], ...]  # (title, rows)
     drawing: str  # "bars", "sweep" or "matrices"
     sweep_label: str = ""  # what the x axis of a sweep counts
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """Every row once, in order."""
+        return tuple(dict.fromkeys(setting for _, rows in self.panels for setting in rows))
 
 
 UPPER_BOUND, LOWER_BOUND, FEDIRM = _row("fedavg", 10, 0), _row("fedavg", 2, 0), _row("fedirm", 2, 8)
 CONSISTENCY = _row("fed_consistency", 2, 8)
+TABLE_1 = (UPPER_BOUND, LOWER_BOUND, _row("fed_selftraining", 2, 8), CONSISTENCY, FEDIRM)
+SLIDES_ROWS = (
+    Setting("baseline", "fedirm", 2, 8, source="slides"),
+    _variant("Wasserstein", "relation_distance", "wasserstein", "slides"),
+    _variant("self-attention", "attention", "self", "slides"),
+)
+TERMS = (
+    FEDIRM,
+    Setting("without the relation term", "fed_consistency", 2, 8),
+    Setting("without the unlabelled clients", "fedavg", 2, 0),
+)
+THRESHOLDS = (
+    _variant("h = ln 2 / 2", "entropy_threshold", math.log(2) / 2),
+    _variant("h = ln 2", "entropy_threshold", math.log(2)),
+    _variant("h = 2 ln 2", "entropy_threshold", 2 * math.log(2)),
+    _variant("no entropy threshold", "entropy_threshold", 100.0),
+)
+PASSES = tuple(_variant(f"T = {count}", "mc_passes", count) for count in (1, 4, 8, 16))
+TEMPERATURES = tuple(_variant(f"tau = {tau:g}", "temperature", tau) for tau in (1.0, 2.0, 4.0))
+
+
+def _sweep(method: str, clients: tuple[tuple[int, int], ...]) -> tuple[Setting, ...]:
+    return tuple(_row(method, labeled, unlabeled) for labeled, unlabeled in clients)
+
+
+SOME_LABELED = tuple((count, NUM_USERS - count) for count in (1, 2, 3, 4))
+LABELED_ONLY = tuple((count, 0) for count in (1, 2, 3, 4))
+SOME_UNLABELED = tuple((2, count) for count in (1, 2, 4, 8))
 
 ITEMS = {
-    "table1": Item(
-        "Table 1: methods (labelled/unlabelled clients)",
-        (UPPER_BOUND, LOWER_BOUND, _row("fed_selftraining", 2, 8), CONSISTENCY, FEDIRM),
-        "bars",
-    ),
+    "table1": Item("Table 1: methods (labelled/unlabelled clients)", (("", TABLE_1),), "bars"),
     "fig2a": Item(
         "Figure 2(a): relation matrices with (FedIRM) and without (Fed-Consistency) relation loss",
-        (FEDIRM, CONSISTENCY),
+        (("", (FEDIRM, CONSISTENCY)),),
         "matrices",
     ),
     "fig2b": Item(
         "Figure 2(b): labelled clients",
-        tuple(_row("fedirm", count, NUM_USERS - count) for count in (1, 2, 3, 4))
-        + tuple(_row("fedavg", count, 0) for count in (1, 2, 3, 4))
-        + (UPPER_BOUND,),
+        (
+            ("FedIRM", _sweep("fedirm", SOME_LABELED)),
+            ("FedAvg, labelled clients only", (*_sweep("fedavg", LABELED_ONLY), UPPER_BOUND)),
+        ),
         "sweep",
         "labelled clients",
     ),
     "fig2c": Item(
         "Figure 2(c): unlabelled clients beside 2 labelled ones",
-        tuple(_row("fedirm", 2, count) for count in (1, 2, 4, 8))
-        + tuple(_row("fed_consistency", 2, count) for count in (1, 2, 4, 8)),
+        (
+            ("FedIRM", _sweep("fedirm", SOME_UNLABELED)),
+            ("Fed-Consistency", _sweep("fed_consistency", SOME_UNLABELED)),
+        ),
         "sweep",
         "unlabelled clients",
     ),
-    "slides": Item(
-        "The slides' experiments (FedIRM 2/8)",
-        (
-            Setting("baseline", "fedirm", 2, 8, source="slides"),
-            _variant("Wasserstein", "relation_distance", "wasserstein", "slides"),
-            _variant("self-attention", "attention", "self", "slides"),
-        ),
-        "bars",
-    ),
+    "slides": Item("The slides' experiments (FedIRM 2/8)", (("", SLIDES_ROWS),), "bars"),
     "ablation": Item(
         "Ablation of FedIRM 2/8: one change at a time",
         (
-            FEDIRM,
-            Setting("without the relation term", "fed_consistency", 2, 8),
-            Setting("without the unlabelled clients", "fedavg", 2, 0),
-            _variant("every sample reliable (no entropy threshold)", "entropy_threshold", 100.0),
-            _variant("h = ln 2 / 2", "entropy_threshold", round(math.log(2) / 2, 4)),
-            _variant("h = ln 2", "entropy_threshold", round(math.log(2), 4)),
-            _variant("h = 2 ln 2", "entropy_threshold", round(2 * math.log(2), 4)),
-            _variant("T = 1", "mc_passes", 1),
-            _variant("T = 4", "mc_passes", 4),
-            _variant("T = 8", "mc_passes", 8),
-            _variant("T = 16", "mc_passes", 16),
-            _variant("tau = 1", "temperature", 1.0),
-            _variant("tau = 2", "temperature", 2.0),
-            _variant("tau = 4", "temperature", 4.0),
+            ("terms of the loss", TERMS),
+            ("entropy threshold h", THRESHOLDS),
+            ("stochastic passes T", PASSES),
+            ("temperature tau", TEMPERATURES),
         ),
         "bars",
     ),

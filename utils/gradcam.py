@@ -5,7 +5,6 @@ ICCV 2017, on the last feature map of DenseNet121 (7 x 7 positions for images of
 """
 
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -23,14 +22,6 @@ from utils.predictions import Predictions
 
 MOST_CLASSES = 6
 HEAT_COLORS = "plasma"
-
-
-class Sample(NamedTuple):
-    """An image of the sheet: its row (a class) and pair of columns, its index in the data set."""
-
-    row: int
-    mistaken: bool
-    index: int
 
 
 def grad_cam(net: DenseNet121, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
@@ -53,20 +44,21 @@ def grad_cam(net: DenseNet121, images: torch.Tensor, classes: torch.Tensor) -> t
     return functional.interpolate(heat, images.shape[2:], mode="bilinear")[:, 0]
 
 
-def choose_samples(predictions: Predictions) -> list[Sample]:
-    """For each of the most frequent classes (`MOST_CLASSES` at most, in their own order): the image
-    that was most confidently classified right and the one most confidently wrong, if any."""
+def choose_samples(predictions: Predictions) -> np.ndarray:
+    """Indices of images to show: for each of the most frequent classes (`MOST_CLASSES` at most, in
+    their own order) the one most confidently classified right and the one most confidently wrong,
+    where there are such."""
     labels, predicted = predictions.labels, predictions.probabilities.argmax(1)
     confidence = predictions.probabilities.max(1)
     counts = np.bincount(labels, minlength=len(predictions.class_names))
     frequent = np.sort(np.argsort(-counts, kind="stable")[:MOST_CLASSES])
     samples = []
-    for row, class_index in enumerate(frequent[counts[frequent] > 0]):
+    for class_index in frequent:
         for mistaken in (False, True):
             found = np.flatnonzero((labels == class_index) & ((predicted != labels) == mistaken))
             if found.size:
-                samples.append(Sample(row, mistaken, int(found[confidence[found].argmax()])))
-    return samples
+                samples.append(found[confidence[found].argmax()])
+    return np.array(samples)
 
 
 def draw_gradcam(
@@ -76,43 +68,42 @@ def draw_gradcam(
 
     `predictions` are those of `net` for the images of `dataset`, in its order.
     """
-    samples = choose_samples(predictions)
-    indices = np.array([sample.index for sample in samples])
+    indices = choose_samples(predictions)
     device = net_device(net)
     (images,) = dataset.evaluation_batches(torch.from_numpy(indices), len(indices), device)
     classes = torch.from_numpy(predictions.probabilities[indices].argmax(1)).to(device)
     net.eval()
     heats = grad_cam(net, images, classes).cpu().numpy()
-    rows = 1 + max(sample.row for sample in samples)
+    rows = -(-len(indices) // 2)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(PAGE_WIDTH, 2.1 * rows + 0.3), layout="constrained")
+        figure = Figure(figsize=(PAGE_WIDTH, 2.05 * rows + 0.3), layout="constrained")
         panels = figure.subplots(rows, 4, squeeze=False)
         for axes in panels.flat:
             axes.set_axis_off()
-        for sample, heat in zip(samples, heats, strict=True):
-            pair = panels[sample.row][2 * sample.mistaken :][:2]
-            _draw_pair(pair, dataset.picture(sample.index), heat, predictions, sample)
-        figure.suptitle("Where the evidence for the class that was said lies (bright: most of it)")
+        for pair, index, heat in zip(panels.reshape(-1, 2), indices, heats, strict=False):
+            _draw_pair(pair, dataset.picture(index), heat, predictions, index)
+        positions = dataset.image_size // 32
+        figure.suptitle(
+            "Yellow: where the evidence for the class that was said lies, resolved to "
+            f"{positions} x {positions} fields"
+        )
         save_figure(figure, path)
 
 
 def _draw_pair(
-    pair: tuple[Axes, Axes],
-    picture: np.ndarray,
-    heat: np.ndarray,
-    predictions: Predictions,
-    sample: Sample,
+    pair: tuple[Axes, Axes], picture: np.ndarray, heat: np.ndarray, predictions: Predictions, index
 ) -> None:
-    probabilities = predictions.probabilities[sample.index]
+    probabilities = predictions.probabilities[index]
     names = [clipped(name, 18) for name in predictions.class_names]
-    true, said = predictions.labels[sample.index], probabilities.argmax()
-    for axes in pair:
-        axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
-    if heat.any():
-        pair[1].imshow(heat, cmap=HEAT_COLORS, vmin=0, vmax=1, alpha=0.6 * heat)
-    name = clipped(str(predictions.names[sample.index]), 24)
+    true, said = predictions.labels[index], probabilities.argmax()
+    pair[0].imshow(picture, cmap="gray", vmin=0, vmax=255)
+    # In grey, so that the picture's own colours are not taken for heat.
+    grey = picture if picture.ndim == 2 else picture.mean(axis=2)
+    pair[1].imshow(grey, cmap="gray", vmin=0, vmax=255)
+    pair[1].imshow(heat, cmap=HEAT_COLORS, vmin=0, vmax=1, alpha=0.55 * heat)
+    name = clipped(str(predictions.names[index]), 24)
     pair[0].set_title(f"{name}\ntrue: {names[true]} ({probabilities[true]:.2f})", fontsize=7)
-    verdict = "wrong" if sample.mistaken else "right"
-    without = "" if heat.any() else ", no positive evidence"
+    verdict = "right" if said == true else "wrong"
+    evidence = "" if heat.any() else ", nothing speaks for it"
     said_line = f"said: {names[said]} ({probabilities[said]:.2f})"
-    pair[1].set_title(f"{verdict}{without}\n{said_line}", fontsize=7)
+    pair[1].set_title(f"{verdict}{evidence}\n{said_line}", fontsize=7)

@@ -99,5 +99,4 @@ def _mean_matrix(matrices: Sequence[RelationMatrix | None]) -> list | None:
     measured = [matrix for matrix in matrices if matrix is not None]
     if not measured:
         return None
-    on_cpu = [RelationMatrix(*(part.cpu() for part in matrix)) for matrix in measured]
-    return average_matrices(on_cpu).probabilities().to(torch.float64).tolist()
+    return average_matrices(measured).probabilities().to(torch.float64).tolist()
