@@ -28,8 +28,8 @@ def draw_views(
 ) -> torch.Tensor:
     """Parameters of `count` random views, float32 (count, 4), on the CPU.
 
-    Columns: angle in degrees counter-clockwise, shift right and shift down in whole pixels,
-    flipped (0 or 1).
+    Columns: angle in degrees clockwise, shift right and shift down in whole pixels, flipped
+    (0 or 1).
     """
     uniform = torch.rand(count, 4, generator=generator)
     symmetric = 2 * uniform[:, :3] - 1

@@ -17,10 +17,12 @@ DEVICE_SHARE = 0.4  # of a GPU's free memory that "auto" gives to images
 
 
 class Batch(NamedTuple):
-    """views: tensors (B, 3, S, S), one per augmented view; labels: int64 (B,), on the device."""
+    """views: tensors (B, 3, S, S), one per augmented view; labels: int64 (B,), on the device;
+    indices: which images of the data set they are, int64 (B,), on the CPU."""
 
     views: list[torch.Tensor]
     labels: torch.Tensor
+    indices: torch.Tensor
 
 
 class ImageDataset:
@@ -103,7 +105,7 @@ class ImageDataset:
         for start, stop in batch_bounds(len(order), batch_size):
             images = self.images(order[start:stop], device)
             views = [normalize(apply_views(images, drawn[start:stop])) for drawn in parameters]
-            yield Batch(views, labels[start:stop])
+            yield Batch(views, labels[start:stop], order[start:stop])
 
     def evaluation_batches(
         self, indices: torch.Tensor, batch_size: int, device: torch.device

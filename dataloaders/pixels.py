@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -68,7 +69,9 @@ def read_header(path: Path) -> tuple[tuple[int, int], bool]:
     try:
         with Image.open(path) as image:
             size, mode = image.size, image.mode
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
+    except Image.DecompressionBombError as error:
+        raise ValueError("more than the 16 million pixels allowed") from error
+    except (OSError, UnidentifiedImageError, ValueError) as error:
         raise ValueError(f"not readable as an image ({_reason(error)})") from error
     if size[0] * size[1] > MAX_PIXELS:
         raise ValueError(f"{size[0]} x {size[1]} pixels, more than the 16 million allowed")
@@ -97,7 +100,9 @@ def _build_cache(
     image_size: int,
     describe: Callable[[int], str],
 ) -> None:
-    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool, warnings.catch_warnings():
+        # PIL warns of huge images; read_header refuses them in its own words.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         headers = list(_named(pool.map(_attempt(read_header), paths), describe))
         grey = all(is_grey for _, is_grey in headers)
         side = image_size or _common_side([size for size, _ in headers], describe)

@@ -1,5 +1,6 @@
 """Where clients train: the devices that exist, and one network on each."""
 
+from argparse import Namespace
 from collections.abc import Callable
 
 import torch
@@ -36,3 +37,18 @@ def set_deterministic(deterministic: bool) -> None:
 def place_network(net: DenseNet121, device: torch.device) -> DenseNet121:
     """`net` on `device`, its convolutions in channels-last order (twice as fast on a CPU)."""
     return net.to(device=device, memory_format=torch.channels_last)
+
+
+def memory_shortage(error: Exception, args: Namespace) -> str | None:
+    """What to change where `error` means that memory ran out; None for any other error.
+
+    Nothing is changed behind the user's back: another batch size is another experiment.
+    """
+    on_host = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+    if not on_host and not isinstance(error, torch.OutOfMemoryError):
+        return None
+    where = "main memory" if on_host else "the GPU's memory"
+    return (
+        f"{where} is full: lower --batch_size (now {args.batch_size}) or --image_size (now "
+        f"{args.image_size}), or keep less in it with --cache disk, --client_state disk"
+    )
