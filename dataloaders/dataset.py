@@ -42,12 +42,14 @@ class ImageDataset:
         groups: Sequence[str] | None = None,
         fingerprint: str = "",
         cache: str = "auto",
+        group_column: str = "PatientID",
     ):
         self.pixels = torch.from_numpy(np.array(pixels) if cache == "ram" else pixels)
         self.labels = torch.as_tensor(labels, dtype=torch.int64)
         self.names = list(names)
         self.class_names = tuple(class_names)
         self.groups = None if groups is None else list(groups)
+        self.group_column = group_column
         self.fingerprint = fingerprint
         self.cache = cache
         self._on_device: dict[torch.device, torch.Tensor] = {}
@@ -70,6 +72,11 @@ class ImageDataset:
         else:
             chosen = pixels[indices.to(device, non_blocking=True)]
         return chosen.permute(0, 3, 1, 2).float()
+
+    def picture(self, index: int) -> np.ndarray:
+        """One image as it is looked at: uint8 (S, S) where grey, else (S, S, 3)."""
+        pixels = self.pixels[index].numpy()
+        return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
 
     def _pixels_for(self, device: torch.device) -> torch.Tensor:
         if device.type == "cpu" or self.cache in ("ram", "disk"):
@@ -142,5 +149,12 @@ def load_dataset(
     described = [digest, table.names, table.class_names, table.groups, table.labels.tolist()]
     fingerprint = hashlib.sha256(json.dumps(described).encode()).hexdigest()
     return ImageDataset(
-        pixels, table.labels, table.names, table.class_names, table.groups, fingerprint, cache
+        pixels,
+        table.labels,
+        table.names,
+        table.class_names,
+        table.groups,
+        fingerprint,
+        cache,
+        table.group_column,
     )

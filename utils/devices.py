@@ -23,7 +23,7 @@ def choose_devices(gpu: str, say: Callable[[str], None]) -> list[torch.device]:
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     devices = [torch.device("cuda", int(part)) for part in wanted if int(part) < available]
     if not devices:
-        say(f"no CUDA device among --gpu {gpu}: training on the CPU")
+        say(f"no CUDA device among --gpu {gpu}: using the CPU")
         return [torch.device("cpu")]
     return devices
 
@@ -32,6 +32,15 @@ def set_deterministic(deterministic: bool) -> None:
     """Same bits at every run on the same device, or the fastest convolutions cuDNN finds."""
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
+
+
+def inference_precision(precision: str, device: torch.device) -> torch.dtype | None:
+    """For `DenseNet121.autocast_dtype`: what to predict in on `device`.
+
+    "auto" is float16 on a GPU, whose convolutions keep no more digits of float32 by default, and
+    float32 (None) elsewhere; "float32" is that everywhere.
+    """
+    return torch.float16 if precision == "auto" and device.type == "cuda" else None
 
 
 def place_network(net: DenseNet121, device: torch.device) -> DenseNet121:

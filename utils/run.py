@@ -21,13 +21,12 @@ from utils.client_checks import ClientGuard
 from utils.client_store import ClientStore, choose_placement
 from utils.environment import describe_environment
 from utils.errors import UserError
-from utils.evaluation import evaluate, evaluation_tables, print_tables
 from utils.files import free_bytes, megabytes, sweep_temporary_files, write_text
 from utils.inference import predict
 from utils.locks import FolderLock
 from utils.logger import Curves, RunLog, write_rows
-from utils.plots import draw_curves, draw_relation
-from utils.predictions import read_predictions, write_predictions
+from utils.network_report import report_run, test_command
+from utils.plots import rebuild_figures
 from utils.resume import (
     ARGS_FILE,
     differences,
@@ -248,7 +247,7 @@ class Run:
         self._write_tables(data.train.class_names)
         self._add_to_curves()
         if progress.next_round % self.args.figure_every == 0:
-            self._draw(data.train.class_names)
+            rebuild_figures(self.folder)
 
     def _evaluate(self, net: DenseNet121, data: FederatedData) -> dict[str, float]:
         numbers: dict[str, float] = {}
@@ -300,36 +299,17 @@ class Run:
             self.curves.matrix(name, matrix, row["round"])
         self.curves.flush()
 
-    def _draw(self, class_names: Sequence[str]) -> None:
-        figures = self.folder / "figures"
-        draw_curves(self.folder / "metrics.csv", figures / "curves.png")
-        draw_relation(self.matrices[-1].means(), class_names, figures / "relation.png")
-
     # ---- after the last round
 
     def finish(
         self, weights: dict[str, torch.Tensor], net: DenseNet121, data: FederatedData
     ) -> None:
-        """Figures, predictions for the test images, the classes' table, where everything is."""
-        self._draw(data.train.class_names)
+        """Predictions for the test images, tables, figures, REPORT.md, and what to type next."""
         net.load_state_dict(weights)
-        path = self.folder / "predictions_test.csv"
-        probabilities = predict(net, data.test, self.args.batch_size)
-        write_predictions(
-            path,
-            data.test.names,
-            data.test.labels.numpy(),
-            probabilities,
-            data.test.class_names,
-            data.test.groups,
-        )
-        print_tables(evaluation_tables(evaluate(read_predictions(path), self.args.threshold)))
         checkpoint = self.folder / "checkpoints" / f"epoch_{self.args.rounds - 1}.pth"
-        self.say(
-            f"done: {self.folder} (figures in {self.folder / 'figures'}); test again with: "
-            f"python test.py --resume {checkpoint} --root_path {self.args.root_path} "
-            f"--csv_file_test {self.args.csv_file_test}"
-        )
+        report_run(self.folder, checkpoint, net, data.test, self.args)
+        command = test_command(checkpoint, self.args)
+        self.say(f"done: {self.folder / 'REPORT.md'}; test again with: {command}")
 
 
 def architecture(args: Namespace) -> dict:
