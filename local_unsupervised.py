@@ -47,6 +47,8 @@ class UnsupervisedLocalUpdate(LocalUpdate):
     round, beside Adam's moments and the count of steps.
     """
 
+    remembered_copies = 3  # the teacher, too
+
     def __init__(self, args, dataset, indices, client):
         super().__init__(args, dataset, indices, client)
         self.teacher: dict[str, torch.Tensor] | None = None
@@ -101,7 +103,7 @@ class UnsupervisedLocalUpdate(LocalUpdate):
                 optimizer.step()
                 update_ema_variables(student.values(), teacher.values(), args.ema_decay, step)
                 step += 1
-                log.add(loss, consistency, relation, reliable.float().mean())
+                log.add(batch, loss, consistency, relation, reliable.float().mean())
 
         self.optimizer_state, self.teacher, self.step = optimizer.state_dict(), teacher, step
         stats = log.means() | {"consistency_weight": self.consistency_weight(round, epoch)}
@@ -112,6 +114,7 @@ class UnsupervisedLocalUpdate(LocalUpdate):
             None,
             stats,
             pseudo_matrix=meter.matrix().to("cpu"),
+            suspects=log.suspects(),
         )
 
     def losses(
@@ -201,17 +204,25 @@ class SelfTrainingLocalUpdate(LocalUpdate):
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                log.add(loss, confident.float().mean())
+                log.add(batch, loss, confident.float().mean())
 
         self.optimizer_state = optimizer.state_dict()
         stats = log.means()
-        return ClientUpdate(copy_weights(net), len(self.indices), stats.pop("loss"), None, stats)
+        return ClientUpdate(
+            copy_weights(net),
+            len(self.indices),
+            stats.pop("loss"),
+            None,
+            stats,
+            suspects=log.suspects(),
+        )
 
     def pseudo_label(self, net: DenseNet121, device: torch.device) -> torch.Tensor:
         """Labels (int64, one per image of the data set) by `net`; IGNORED where not confident."""
         net.eval()
         with torch.no_grad():
             batches = self.dataset.evaluation_batches(self.indices, self.args.batch_size, device)
+            batches = self.until_stopped(batches)
             probabilities = torch.cat([softmax(net(images)[1], dim=1) for images in batches])
         net.train()
         confidence, classes = probabilities.max(dim=1)

@@ -7,26 +7,33 @@ python train_main.py --resume runs/NAME
 
 import signal
 import sys
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from queue import SimpleQueue
 
 import torch
 
-from confuse_matrix import RelationMatrix, average_matrices
-from dataloaders.federated import FederatedData, dry_run, load_federated_data, place_embedded_data
-from FedAvg import FedAvg
-from local_supervised import SupervisedLocalUpdate
-from local_unsupervised import SelfTrainingLocalUpdate, UnsupervisedLocalUpdate
+from confuse_matrix import RelationMatrix
+from dataloaders.federated import dry_run
+from federation import (
+    average_weights,
+    build_clients,
+    build_networks,
+    clients_of_round,
+    first_weights,
+    mean_relation,
+    prepare,
+    start,
+)
 from networks.models import DenseNet121
-from options import args_parser, needs_embedded_data
-from utils.checkpoint import build_network, load_model, load_weights
-from utils.client import ClientUpdate, LocalUpdate, copy_weights
-from utils.devices import choose_devices, place_network, set_deterministic
+from options import args_parser
+from utils.client import ClientUpdate, LocalUpdate
+from utils.devices import memory_shortage
 from utils.errors import UserError, run_command
-from utils.run import Progress, Run, architecture, is_labeled, open_run
-from utils.seeding import derive_seed
+from utils.files import disk_full_as_user_error
+from utils.run import Run, open_run
+from utils.run_state import Progress
 
 
 def main() -> int:
@@ -38,13 +45,16 @@ def main() -> int:
         if args.dry_run:
             print("\n".join(dry_run(run.args)))
         else:
-            train(run)
+            with disk_full_as_user_error(run.folder):
+                train(run)
     except (KeyboardInterrupt, SystemExit) as stop:
         run.say(f"stopped; {run.next_command()}")
         return stop.code if isinstance(stop, SystemExit) else 130
     except UserError:
         raise
-    except Exception:
+    except Exception as error:
+        if (shortage := memory_shortage(error, args)) is not None:
+            raise UserError(f"{shortage}; {run.next_command()}") from error
         print(f"{run.folder}: ended early. {run.next_command()}", file=sys.stderr)
         raise
     finally:
@@ -55,83 +65,29 @@ def main() -> int:
 def train(run: Run) -> None:
     """All rounds of a run that are still to do."""
     args = run.args
-    set_deterministic(bool(args.deterministic))
-    devices = choose_devices(args.gpu, run.say)
-    if needs_embedded_data(args):
-        place_embedded_data(args, run.say)
-    data = load_federated_data(args, run.say)
+    devices, data = prepare(run)
+    progress = run.restore(data) or start(args, data.train.class_names)
     networks = build_networks(args, data.train.class_names, devices)
     clients = build_clients(args, data)
-    progress = run.restore(data, clients) or start(args, networks[0], data.train.class_names)
-    run.begin(data, devices)
-    weights, target_matrix = progress.weights, progress.matrix
+    run.begin(data, clients, networks, devices)
+    weights, target_matrix = first_weights(args, progress, networks[0]), progress.matrix
 
     for round in range(progress.next_round, args.rounds):
         # 1. Broadcast: the global weights and the mean relation matrix go to who takes part.
         active = clients_of_round(args, clients, round)
         started = run.start_round(round, active)
         # 2. Local training, one client per device at a time.
-        updates = train_clients(active, networks, weights, round, target_matrix, run)
-        # 3. FedAvg of the weights, client by client as they come in.
-        weights, reports = average_weights(updates, args.fedavg_weights, devices[0], run)
+        with closing(
+            train_clients(active, networks, weights, round, target_matrix, run)
+        ) as updates:
+            # 3. FedAvg of the weights, client by client as they come in.
+            weights, reports = average_weights(updates, args.fedavg_weights, devices[0], run)
         # 4. Average of the labelled clients' relation matrices, for the next round.
-        matrices = [report.matrix for report in reports if report.matrix is not None]
-        target_matrix = average_matrices(matrices) if matrices else target_matrix
+        target_matrix = mean_relation(reports, target_matrix)
         # 5. Evaluate, log, save.
         progress = Progress(weights, target_matrix, round + 1)
-        run.finish_round(progress, networks[0], data, clients, reports, started)
+        run.finish_round(progress, networks[0], data, reports, started)
     run.finish(weights, networks[0], data)
-
-
-def build_networks(
-    args: Namespace, class_names: Sequence[str], devices: Sequence[torch.device]
-) -> list[DenseNet121]:
-    """One network per device, random weights drawn from the seed."""
-    torch.manual_seed(derive_seed(args.seed, "network"))
-    networks = [build_network(architecture(args), class_names) for _ in devices]
-    return [place_network(net, device) for net, device in zip(networks, devices, strict=True)]
-
-
-def start(args: Namespace, net: DenseNet121, class_names: tuple[str, ...]) -> Progress:
-    """Where a new run stands: at its first round, with a checkpoint's, ImageNet's or `net`'s
-    random weights. Raises `UserError` for a checkpoint of other classes or another network."""
-    if args.resume is not None:
-        weights, _ = load_model(args.resume, class_names)
-        load_weights(net, weights, args.resume)
-    elif args.pretrained:
-        net.load_imagenet()
-    return Progress(copy_weights(net), None, args.start_epoch)
-
-
-def build_clients(args: Namespace, data: FederatedData) -> list[LocalUpdate]:
-    """The clients that may take part, by number; surplus unlabelled ones stay away."""
-    unlabeled_trainer = {
-        "fedirm": UnsupervisedLocalUpdate,
-        "fed_consistency": UnsupervisedLocalUpdate,
-        "fed_selftraining": SelfTrainingLocalUpdate,
-    }.get(args.method)
-    labeled = set(data.split.labelled)
-    unlabeled = [client for client in range(len(data.split.clients)) if client not in labeled]
-    taking_part = unlabeled[: args.num_unlabeled] if unlabeled_trainer else []
-    return [
-        (SupervisedLocalUpdate if client in labeled else unlabeled_trainer)(
-            args, data.train, torch.from_numpy(data.split.clients[client]), client
-        )
-        for client in sorted(labeled.union(taking_part))
-    ]
-
-
-def clients_of_round(
-    args: Namespace, clients: Sequence[LocalUpdate], round: int
-) -> list[LocalUpdate]:
-    """Who trains in this round: the unlabelled join late, the labelled may stop, as flags say.
-
-    The labelled stop only where unlabelled ones carry on, so that somebody always trains.
-    """
-    epochs_done = round * args.local_ep
-    joined = epochs_done > args.join_epoch and not all(map(is_labeled, clients))
-    stopped = joined and 0 < args.labeled_stop <= epochs_done
-    return [client for client in clients if (not stopped if is_labeled(client) else joined)]
 
 
 def train_clients(
@@ -142,46 +98,37 @@ def train_clients(
     target_matrix: RelationMatrix | None,
     run: Run,
 ) -> Iterator[ClientUpdate]:
-    """Train every client; yields their updates in the clients' order, whatever the devices."""
+    """Train every client; yields their updates in the clients' order, whatever the devices.
+
+    Who returns what cannot be averaged is left out. Closing the generator stops those who train
+    at their next step.
+    """
     free: SimpleQueue[DenseNet121] = SimpleQueue()
     for net in networks:
         free.put(net)
 
-    def work(client: LocalUpdate) -> ClientUpdate:
+    def work(client: LocalUpdate) -> ClientUpdate | None:
         run.start_client(client)
         net = free.get()
         try:
-            return client.train(net, weights, round, target_matrix)
+            with run.memory_of(client):
+                update = client.train(net, weights, round, target_matrix)
+                return update if run.accept(client, round, update, weights) else None
         finally:
             free.put(net)
 
     if len(networks) == 1:
-        yield from map(work, active)
+        yield from filter(None, map(work, active))
         return
-    with ThreadPoolExecutor(len(networks)) as pool:
-        try:
-            yield from pool.map(work, active)
-        except BaseException:
-            for client in active:
-                client.stop.set()
-            raise
-
-
-def average_weights(
-    updates: Iterator[ClientUpdate], fedavg_weights: str, device: torch.device, run: Run
-) -> tuple[dict[str, torch.Tensor], list[ClientUpdate]]:
-    """FedAvg over the updates as they come in, and the updates without their weights."""
-    reports: list[ClientUpdate] = []
-
-    def weighted() -> Iterator[tuple[dict[str, torch.Tensor], float]]:
-        for update in updates:
-            reports.append(update._replace(weights={}))
-            run.client_done(update)
-            share = update.num_samples if fedavg_weights == "size" else 1
-            yield {name: value.to(device) for name, value in update.weights.items()}, share
-            del update  # not to hold its weights while the next client trains
-
-    return FedAvg(weighted()), reports
+    pool = ThreadPoolExecutor(len(networks))
+    try:
+        yield from filter(None, pool.map(work, active))
+    except BaseException:
+        for client in active:
+            client.stop.set()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _stop_by_signal(number: int, _frame) -> None:

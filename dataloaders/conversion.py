@@ -56,11 +56,6 @@ class Conversion:
         self.settings = settings
         self.record_columns = list(record_columns)
         self._check_settings()
-        try:
-            self.images.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--out {folder}: {error.strerror}") from None
-        self.write_manifest({"complete": False})
 
     def run(
         self, sources: Sequence[Source], convert: Converter, workers: int
@@ -70,7 +65,7 @@ class Conversion:
         Returns a table of the finished pictures, ImageID (the PNG's name) and the record columns
         in the order of `sources`, and the rejected files.
         """
-        sweep_temporary_files(self.images)
+        self._make_folder()
         done = self._read_progress()
         tasks = [Task(f"{source.image}.png", source.path) for source in sources]
         missing = [task for task in tasks if task.name not in done]
@@ -90,16 +85,24 @@ class Conversion:
         with atomic_write(self.folder / "labels.csv", "w") as file:
             labels.to_csv(file, index=False, lineterminator="\n")
         write_text(self.folder / "rejected.csv", to_csv(Rejected._fields, rejected))
-        self.write_manifest(
+        self._write_manifest(
             {**counts, "images": len(labels), "rejected": len(rejected), "complete": True}
         )
         print(f"{len(labels):,} images in {self.folder / 'labels.csv'}, {len(rejected):,} rejected")
 
-    def write_manifest(self, contents: dict) -> None:
+    def _write_manifest(self, contents: dict) -> None:
         """Write manifest.json: the settings, the versions of what made the pictures, `contents`."""
         versions = {module.__name__: module.__version__ for module in (pydicom, PIL, np)}
         manifest = {**self.settings, "versions": versions, **contents}
         write_text(self.folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+
+    def _make_folder(self) -> None:
+        try:
+            self.images.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {self.folder}: {error.strerror}") from None
+        sweep_temporary_files(self.images)
+        self._write_manifest({"complete": False})
 
     def _convert(
         self, tasks: list[Task], convert: Converter, workers: int, done: dict[str, Sequence[str]]
@@ -126,16 +129,15 @@ class Conversion:
         for outcome in pool.run(sample):
             outcomes.append(outcome)
             yield outcome
-        self._print_estimate(outcomes, len(rest), workers)
-        bar = tqdm(total=len(tasks), initial=len(sample), unit="file", mininterval=0.5)
-        with bar:
-            for outcome in pool.run(rest):
-                yield outcome
-                bar.update()
+        if rest:
+            self._print_estimate(outcomes, len(rest), workers)
+            yield from tqdm(
+                pool.run(rest), total=len(tasks), initial=len(sample), unit="file", mininterval=0.5
+            )
 
     def _print_estimate(self, sample: list[Outcome], remaining: int, workers: int) -> None:
         finished = [outcome for outcome in sample if not outcome.rejected]
-        if not finished or not remaining:
+        if not finished:
             return
         seconds = median(outcome.seconds for outcome in finished) * remaining / workers
         size = median(outcome.size for outcome in finished) * remaining

@@ -17,10 +17,12 @@ DEVICE_SHARE = 0.4  # of a GPU's free memory that "auto" gives to images
 
 
 class Batch(NamedTuple):
-    """views: tensors (B, 3, S, S), one per augmented view; labels: int64 (B,), on the device."""
+    """views: tensors (B, 3, S, S), one per augmented view; labels: int64 (B,), on the device;
+    indices: which images of the data set they are, int64 (B,), on the CPU."""
 
     views: list[torch.Tensor]
     labels: torch.Tensor
+    indices: torch.Tensor
 
 
 class ImageDataset:
@@ -39,12 +41,14 @@ class ImageDataset:
         groups: Sequence[str] | None = None,
         fingerprint: str = "",
         cache: str = "auto",
+        group_column: str = "PatientID",
     ):
         self.pixels = torch.from_numpy(np.array(pixels) if cache == "ram" else pixels)
         self.labels = torch.as_tensor(labels, dtype=torch.int64)
         self.names = list(names)
         self.class_names = tuple(class_names)
         self.groups = None if groups is None else list(groups)
+        self.group_column = group_column
         self.fingerprint = fingerprint
         self.cache = cache
         self._on_device: dict[torch.device, torch.Tensor] = {}
@@ -67,6 +71,11 @@ class ImageDataset:
         else:
             chosen = pixels[indices.to(device, non_blocking=True)]
         return chosen.permute(0, 3, 1, 2).float()
+
+    def picture(self, index: int) -> np.ndarray:
+        """One image as it is looked at: uint8 (S, S) where grey, else (S, S, 3)."""
+        pixels = self.pixels[index].numpy()
+        return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
 
     def _pixels_for(self, device: torch.device) -> torch.Tensor:
         if device.type == "cpu" or self.cache in ("ram", "disk"):
@@ -103,7 +112,7 @@ class ImageDataset:
         for start, stop in batch_bounds(len(order), batch_size):
             images = self.images(order[start:stop], device)
             views = [normalize(apply_views(images, drawn[start:stop])) for drawn in parameters]
-            yield Batch(views, labels[start:stop])
+            yield Batch(views, labels[start:stop], order[start:stop])
 
     def evaluation_batches(
         self, indices: torch.Tensor, batch_size: int, device: torch.device
@@ -139,5 +148,12 @@ def load_dataset(
     identity = hashlib.blake2b(fingerprint.encode() + table.labels.tobytes(), digest_size=16)
     fingerprint = identity.hexdigest()
     return ImageDataset(
-        pixels, table.labels, table.names, table.class_names, table.groups, fingerprint, cache
+        pixels,
+        table.labels,
+        table.names,
+        table.class_names,
+        table.groups,
+        fingerprint,
+        cache,
+        table.group_column,
     )

@@ -1,5 +1,7 @@
 """The embedded data set on disk: the same PNGs and CSVs a user would bring."""
 
+import hashlib
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,30 +12,35 @@ from dataloaders.table import read_table
 DATA_SEED = 2021
 
 
-def make_embedded_data(
-    folder: Path,
-    patients: int,
-    size: int,
-    difficulty: float,
-    proportions: list[float] | None,
-    say: Callable[[str], None],
-) -> None:
-    """Write images/, labels.csv and the three CSVs of a split by patient into `folder`, once.
+def place_embedded_data(args: Namespace, say: Callable[[str], None]) -> None:
+    """Generate the data set that the phantom_* flags describe, once, and name it in `args`.
 
-    The data depend on the arguments alone, not on a run's seed: runs stay comparable.
+    The images depend on those flags alone, not on the run's seed: runs stay comparable.
     """
-    if (folder / SPLIT_FILES[-1]).exists():
-        say(f"embedded data: {folder}, made before")
-        return
-    say(f"embedded data: generating head CT of {patients} synthetic patients in {folder}")
+    described = {name: value for name, value in vars(args).items() if name.startswith("phantom_")}
+    described["image_size"] = args.image_size
+    digest = hashlib.blake2b(repr(sorted(described.items())).encode(), digest_size=4).hexdigest()
+    folder = Path("data") / f"phantom-{args.phantom_patients}x{args.phantom_slices}-{digest}"
+    if not (folder / SPLIT_FILES[-1]).exists():
+        say(f"generating head CT of {args.phantom_patients} synthetic patients in {folder}")
+        _generate(args, folder)
+    args.root_path = folder / "images"
+    args.csv_file_train, args.csv_file_val, args.csv_file_test = (
+        folder / name for name in SPLIT_FILES
+    )
+
+
+def _generate(args: Namespace, folder: Path) -> None:
+    """images/, labels.csv and the three CSVs of a split by patient."""
     phantom = generate(
-        patients,
-        size,
+        args.phantom_patients,
+        args.image_size,
         DATA_SEED,
-        class_proportions=proportions,
-        difficulty=difficulty,
+        slices_per_patient=args.phantom_slices,
+        class_proportions=args.phantom_proportions,
+        difficulty=args.phantom_difficulty,
         with_bleed_rows_only=True,
     )
     table = read_table(write_png(phantom, folder))
-    parts = split_table(table, seed=DATA_SEED)
+    parts = split_table(table, args.phantom_split, DATA_SEED)
     write_parts(folder, table, dict(zip(SPLIT_FILES, parts, strict=True)))

@@ -10,10 +10,8 @@ import numpy as np
 
 from dataloaders.check import check_data, refuse_different_classes
 from dataloaders.dataset import ImageDataset, load_dataset
-from dataloaders.embedded import make_embedded_data
 from dataloaders.medmnist_dataset import load_medmnist
 from dataloaders.partition import (
-    SPLIT_FILES,
     labelled_clients,
     labelled_fraction,
     split,
@@ -54,7 +52,11 @@ def load_federated_data(args: Namespace, say: Callable[[str], None]) -> Federate
     `say` gets the class x client table, the warnings, and what takes time. Raises `UserError` for
     whatever in the data or the flags about them cannot be used.
     """
-    tables, datasets = load_medmnist(args) if args.medmnist else (load_tables(args), {})
+    tables, datasets = (
+        load_medmnist(args.medmnist, args.image_size, args.cache)
+        if args.medmnist
+        else (load_tables(args), {})
+    )
     for name, table in tables.items():
         if table.dropped:
             say(f"{name}: {table.dropped} rows with no class or several left out")
@@ -150,7 +152,7 @@ def describe_clients(table: ImageTable, dealt: Split) -> list[str]:
 def dry_run(args: Namespace) -> list[str]:
     """Check the data as far as that needs no pixels; lines to print. `UserError` as in training."""
     if args.medmnist:
-        tables, _ = load_medmnist(args)
+        tables, _ = load_medmnist(args.medmnist, 0, args.cache)
         report = [f"{name}: {len(table)} images" for name, table in tables.items()]
     else:
         tables = load_tables(args)
@@ -161,34 +163,16 @@ def dry_run(args: Namespace) -> list[str]:
     return report + describe_clients(tables["train"], deal_clients(args, tables["train"]))
 
 
-def place_embedded_data(args: Namespace, say: Callable[[str], None]) -> None:
-    """Generate the embedded data set and name it in `args`."""
-    name = f"phantom-{args.phantom_patients}-{args.image_size}-{args.phantom_difficulty:g}"
-    if args.phantom_proportions is not None:
-        name += "-" + "_".join(f"{share:g}" for share in args.phantom_proportions)
-    folder = Path("data") / name
-    make_embedded_data(
-        folder,
-        args.phantom_patients,
-        args.image_size,
-        args.phantom_difficulty,
-        args.phantom_proportions,
-        say,
-    )
-    args.root_path = folder / "images"
-    args.csv_file_train, args.csv_file_val, args.csv_file_test = (
-        folder / file for file in SPLIT_FILES
-    )
-
-
 def read_preparation(root_path: Path) -> dict:
     """How DICOM files became the images under `root_path`: {"dicom": {...}} or {}.
 
-    `dataloaders.prepare` leaves that in manifest.json, beside the folder of images.
+    `dataloaders.prepare` leaves that in manifest.json, beside the folder of images. Pictures that
+    were pictures before (photographs of skin) come from no window.
     """
     manifest = root_path.resolve().parent / "manifest.json"
     try:
-        return {"dicom": json.loads(manifest.read_text())["preprocessing"]}
+        preprocessing = json.loads(manifest.read_text())["preprocessing"]
+        return {"dicom": preprocessing} if "window" in preprocessing else {}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:

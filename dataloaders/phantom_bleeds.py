@@ -1,6 +1,6 @@
 """The five kinds of intracranial bleed, as anatomy defines them, as implicit functions of place.
 
-Units and frame are those of `phantom_anatomy`. A bleed has two sides: the strain it puts on the
+Units and frame are those of `phantom_head`. A bleed has two sides: the strain it puts on the
 brain (`strain_of`), needed before the brain is drawn, and the coverage of its blood (`blood_of`),
 which follows the spaces that the strained brain leaves.
 """
@@ -9,18 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataloaders.phantom_anatomy import (
-    ANGLES,
-    Frame,
-    Head,
-    Spaces,
-    Strain,
-    dome,
-    edge,
-    no_strain,
-    ripple,
-    waves,
-)
+from dataloaders.phantom_brain import Spaces, Strain, no_strain
+from dataloaders.phantom_head import ANGLES, Frame, Head, dome, edge, ripple, waves
 
 CLASS_NAMES = (
     "epidural",

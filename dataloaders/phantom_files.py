@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +13,11 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from dataloaders.phantom_anatomy import FIELD_OF_VIEW
+from dataloaders.phantom_head import FIELD_OF_VIEW
 from dataloaders.phantom_patients import SLICE_SPACING, Phantom
 from dataloaders.windows import WINDOWS, window_picture
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, write_text
 from utils.table_files import to_csv
 
 WINDOW_NAMES = ("triple", *WINDOWS)
@@ -34,7 +35,8 @@ def write_png(
     window: str = "triple",
     labelled_only: bool = True,
 ) -> Path:
-    """Write `out`/images/ID_x.png and `out`/labels.csv; the path of the latter.
+    """Write `out`/images/ID_x.png, `out`/labels.csv and, as `dataloaders.prepare` does, how the
+    pictures were made to `out`/manifest.json; the path of the CSV.
 
     `window` is one of `WINDOW_NAMES`: "triple" gives RGB pictures, the others grey ones. The CSV
     has ImageID (the file's name), PatientID and a 0/1 column per class. With `labelled_only` it
@@ -56,6 +58,9 @@ def write_png(
             Image.fromarray(picture).save(file, format="PNG")
 
     _in_parallel(write, kept, names)
+    preprocessing = {"window": window, "size": phantom.hounsfield.shape[-1]}
+    manifest = {"command": "phantom", "preprocessing": preprocessing}
+    write_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
     rows = [
         [name, phantom.patient_ids[index], *map(str, phantom.labels[index])]
         for index, name in zip(kept, names, strict=True)
@@ -115,21 +120,23 @@ def write_contact_sheet(
     from matplotlib.figure import Figure
 
     names = [*phantom.class_names, "healthy"]
-    figure = Figure(figsize=(1.25 * columns + 0.3, 1.25 * len(names)), facecolor="black", dpi=150)
+    margin, cell = 0.3, 1.25  # inches
+    width = cell * columns + margin
+    figure = Figure(figsize=(width, cell * len(names)), facecolor="black", dpi=150)
     axes = figure.subplots(len(names), columns, squeeze=False)
-    figure.subplots_adjust(left=0.03, right=1, bottom=0, top=1, wspace=0.01, hspace=0.01)
+    figure.subplots_adjust(margin / width, bottom=0, right=1, top=1, wspace=0.01, hspace=0.01)
     rng = np.random.default_rng(0)
     for row, name in zip(axes, names, strict=True):
-        for cell in row:
-            cell.set_axis_off()
+        for axis in row:
+            axis.set_axis_off()
         row[0].text(
             -0.02, 0.5, name, color="white", fontsize=9, ha="right", va="center",
             rotation=90, transform=row[0].transAxes,
         )  # fmt: skip
         chosen = _one_per_patient(phantom, name, rng)[:columns]
-        for cell, index in zip(row, chosen, strict=False):
+        for axis, index in zip(row, chosen, strict=False):
             picture = window_picture(phantom.hounsfield[index], window)
-            cell.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
+            axis.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="bicubic")
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     with atomic_write(path) as file:

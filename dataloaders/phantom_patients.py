@@ -6,25 +6,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dataloaders.phantom_anatomy import (
+from dataloaders.phantom_bleeds import CLASS_NAMES, Bleed, blood_of, draw_bleed, strain_of
+from dataloaders.phantom_brain import find_spaces, no_strain
+from dataloaders.phantom_head import (
     HIGHEST_LEVEL,
     LOWEST_LEVEL,
     Frame,
     Head,
     draw_head,
-    find_spaces,
-    head_tissue,
-    no_strain,
     place,
-    scanner_noise,
 )
-from dataloaders.phantom_bleeds import (
-    CLASS_NAMES,
-    Bleed,
-    blood_of,
-    draw_bleed,
-    strain_of,
-)
+from dataloaders.phantom_tissue import head_tissue, scanner_noise
 
 # Slices with exactly one subtype in the 17,503-slice RSNA training list, in CLASS_NAMES' order.
 RSNA_PROPORTIONS = (377, 3687, 2344, 4119, 6976)
@@ -135,7 +127,7 @@ def _scan(
     middle = bleeds[0].center[2] if bleeds else rng.uniform(LOWEST_LEVEL, HIGHEST_LEVEL)
     levels = _levels(middle + rng.uniform(-3, 3), count)
     # Coarse pictures are drawn finer and averaged: several tissues share each of their pixels.
-    finer = -(-128 // size)
+    finer = 1 if size >= 128 else 2
     frame = place(head, levels, size * finer)
     hounsfield, shown = _draw(head, frame, bleeds)
     hounsfield += scanner_noise(rng, head, frame, 0.6 + 0.8 * difficulty)

@@ -9,24 +9,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from tests.examples import CLASSES, example_predictions, without_class
 from utils.errors import UserError
-from utils.evaluation import evaluate, evaluation_tables
-from utils.predictions import Predictions, read_predictions, write_predictions
+from utils.evaluation import confident_mistakes, evaluate, evaluation_tables
+from utils.predictions import read_predictions, write_predictions
 
-CLASSES = ["round", "square", "star"]
 PROJECT = Path(__file__).parent.parent
-
-
-def example(num_patients=60, seed=0, class_names=CLASSES):
-    generator = np.random.default_rng(seed)
-    groups = np.repeat(np.arange(num_patients), generator.integers(1, 6, num_patients))
-    labels = generator.integers(len(class_names), size=num_patients)[groups]
-    logits = generator.normal(size=(len(groups), len(class_names)))
-    logits[np.arange(len(groups)), labels] += 1.5
-    probabilities = np.exp(logits)
-    probabilities /= probabilities.sum(1, keepdims=True)
-    names = [f"{index}.png" for index in range(len(groups))]
-    return Predictions(names, labels, probabilities, class_names, groups)
 
 
 def column(table, title):
@@ -39,7 +27,7 @@ def run_metrics(*arguments):
 
 
 def test_per_class_table_counts_images_and_patients_and_agrees_with_scikit_learn():
-    predictions = example()
+    predictions = example_predictions()
     table = evaluation_tables(evaluate(predictions))["per_class"]
     areas, precisions = [], []
     for c in range(3):
@@ -58,13 +46,8 @@ def test_per_class_table_counts_images_and_patients_and_agrees_with_scikit_learn
 
 
 def test_an_absent_class_is_na_with_its_count():
-    predictions = example()
-    absent = predictions.labels == 1
-    kept = predictions._replace(
-        labels=predictions.labels[~absent],
-        probabilities=predictions.probabilities[~absent],
-        groups=None,
-    )
+    predictions = example_predictions(with_patients=False)
+    kept = without_class(predictions, 1)
     table = evaluation_tables(evaluate(kept))["per_class"]
     assert "patients" not in table.header
     assert column(table, "images")[1] == "0"
@@ -74,27 +57,45 @@ def test_an_absent_class_is_na_with_its_count():
     assert column(table, "specificity")[4] == "3"
 
 
+def test_mistakes_are_the_wrong_ones_the_most_confident_first():
+    predictions = example_predictions()._replace(
+        labels=np.array([0, 1, 0, 0]),
+        probabilities=np.array([[0.6, 0.4], [0.7, 0.3], [0.1, 0.9], [0.45, 0.55]]),
+        names=["a", "b", "c", "d"],
+        class_names=("left", "right"),
+        groups=np.array(["p", "p", "q", "r"]),
+    )
+    assert confident_mistakes(predictions).tolist() == [2, 1, 3]
+    assert confident_mistakes(predictions, 1).tolist() == [2]
+    table = evaluation_tables(evaluate(predictions))["mistakes"]
+    assert table.header[:2] == ["ImageID", "PatientID"]
+    assert table.rows[0] == ["c", "q", "left", "0.1000", "right", "0.9000"]
+
+
 def test_youden_is_chosen_on_validation_never_on_test():
-    test, validation = example(seed=0), example(seed=1)
+    test, validation = example_predictions(seed=0), example_predictions(seed=1)
     evaluation = evaluate(test, "youden", validation)
     again = evaluate(test._replace(labels=(test.labels + 1) % 3), "youden", validation)
     assert np.array_equal(evaluation.metrics.thresholds, again.metrics.thresholds)
     with pytest.raises(UserError, match="--predictions_val"):
         evaluate(test, "youden")
-    with pytest.raises(UserError, match="one checkpoint for both"):
-        evaluate(test, "youden", example(class_names=["a", "b", "c"]))
+    with pytest.raises(UserError, match="use one checkpoint for both"):
+        evaluate(test, "youden", example_predictions(class_names=["a", "b", "c"]))
 
 
 @pytest.mark.parametrize("threshold", ["1.5", "-0.1", "nan", "high"])
 def test_thresholds_out_of_range_are_refused(threshold):
     with pytest.raises(UserError, match=f"--threshold {threshold}"):
-        evaluate(example(), threshold)
+        evaluate(example_predictions(), threshold)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    for name, predictions in (("test", example(seed=0)), ("val", example(seed=1))):
+    for name, predictions in (
+        ("test", example_predictions(seed=0)),
+        ("val", example_predictions(seed=1)),
+    ):
         write_predictions(folder / f"{name}.csv", *predictions[:5])
     return folder
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from utils.metrics import classification_metrics, sweep, youden_thresholds
+from utils.metrics import calibration, classification_metrics, sweep, youden_thresholds
 
 NAN = float("nan")
 
@@ -69,6 +69,20 @@ def test_hand_made_case():
     assert metrics.confusion.tolist() == [[1, 1], [1, 1]]
     brier = (2 * 0.25 + 2 * 0.49 + 2 * 0.64 + 2 * 0.2025) / 4
     assert metrics.brier == pytest.approx(brier, abs=1e-12)
+
+
+def test_calibration_by_hand():
+    confidence = np.array([0.5, 0.6, 0.75, 0.9, 1.0, 1.0])
+    probabilities = np.stack([confidence, 1 - confidence], axis=1)
+    result = calibration(np.array([0, 1, 0, 0, 0, 1]), probabilities, num_bins=4)
+    # bins (0.25, 0.5], (0.5, 0.75] and (0.75, 1] hold 1, 2 and 3 images, 1, 1 and 2 of them right
+    assert result.images.tolist() == [0, 1, 2, 3]
+    expected = [NAN, 0.5, 0.675, 2.9 / 3]
+    assert result.confidence == pytest.approx(expected, nan_ok=True)
+    assert result.accuracy == pytest.approx([NAN, 1.0, 0.5, 2 / 3], nan_ok=True)
+    assert result.expected_error == pytest.approx((1 * 0.5 + 2 * 0.175 + 3 * 0.3) / 6)
+    metrics = classification_metrics(np.array([0, 1]), np.array([[1.0, 0.0], [0.0, 1.0]]))
+    assert metrics.calibration_error == 0.0
 
 
 def test_macro_is_over_the_classes_where_the_number_is_defined():

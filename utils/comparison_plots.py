@@ -61,31 +61,40 @@ def seed_spread(runs: Sequence[pd.DataFrame], column: str) -> pd.DataFrame:
     return pd.DataFrame(spread).reset_index(drop=True)
 
 
-def draw_spread_curves(
-    groups: Mapping[str, Sequence[pd.DataFrame]],
-    columns: Mapping[str, str],
-    out_png: str | os.PathLike,
-) -> None:
-    """One panel per column of metrics.csv ({column: axis label}); per group the mean over its
-    runs as a line and mean ± standard deviation as a band.
-    """
-    height = 3.8 + 0.25 * math.ceil(len(groups) / 2)
-    figure = Figure(figsize=(max(7.0, 5.4 * len(columns)), height), layout="constrained")
-    panels = figure.subplots(1, len(columns), squeeze=False)[0]
-    for axes, (column, label) in zip(panels, columns.items(), strict=True):
-        axes.set(xlabel="round", ylabel=label)
+class CurvePanel(NamedTuple):
+    """One panel of curves: a column of metrics.csv for several groups of runs (frames)."""
+
+    title: str
+    column: str
+    label: str  # of the y axis
+    groups: Mapping[str, Sequence[pd.DataFrame]]
+
+
+def draw_spread_curves(panels: Sequence[CurvePanel], out_png: str | os.PathLike) -> None:
+    """Panels, two in a row; a group is the mean over its runs with a band of mean ± deviation."""
+    columns = min(len(panels), 2)
+    rows = math.ceil(len(panels) / columns)
+    most = max(len(panel.groups) for panel in panels)
+    size = (max(6.0, 4.6 * columns), rows * (3.9 + 0.25 * most))
+    figure = Figure(figsize=size, layout="constrained")
+    same_scale = len({panel.column for panel in panels}) == 1
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=same_scale).ravel()
+    for axes, panel in zip(grid, panels, strict=False):
+        axes.set(title=panel.title, xlabel="round", ylabel=panel.label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.grid(alpha=0.3)
-        for number, (name, runs) in enumerate(groups.items()):
-            _draw_band(axes, seed_spread(runs, column), f"{name} (n = {len(runs)})", number)
-    handles = panels[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False)
+        for number, (name, runs) in enumerate(panel.groups.items()):
+            label = f"{name} (n = {len(runs)})"
+            _draw_band(axes, seed_spread(runs, panel.column), label, number)
+        axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.16), frameon=False)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
     save_figure(figure, out_png)
 
 
 def _draw_band(axes: Axes, spread: pd.DataFrame, label: str, number: int) -> None:
     color = COLORS[number % len(COLORS)]
-    style = LINE_STYLES[(number + number // len(COLORS)) % len(LINE_STYLES)]
+    style = LINE_STYLES[(number + 2 * (number // len(COLORS))) % len(LINE_STYLES)]
     marker = "." if len(spread) <= 25 else None
     axes.plot("round", "mean", data=spread, label=label, color=color, ls=style, marker=marker)
     low, high = spread["mean"] - spread["deviation"], spread["mean"] + spread["deviation"]
@@ -101,7 +110,7 @@ def draw_bars(
     """Horizontal bars in per cent, one panel per metric: {metric: {row label: Spread}}.
 
     `references` has the published number of the rows that have one, in the same layout; they
-    stand as diamonds beside our bars.
+    stand as diamonds below our bars.
     """
     labels = list(next(iter(bars.values())))
     height = 1.3 + 0.42 * len(labels)
@@ -110,7 +119,8 @@ def draw_bars(
     for axes, (metric, rows) in zip(panels, bars.items(), strict=True):
         _draw_bar_panel(axes, metric, [rows[label] for label in labels])
         published = references.get(metric, {})
-        points = [(published[label], row) for row, label in enumerate(labels) if label in published]
+        places = {label: row + 0.32 for row, label in enumerate(labels) if label in published}
+        points = [(published[label], place) for label, place in places.items()]
         if points:
             axes.plot(*zip(*points, strict=True), label=reference_name, **REFERENCE_MARKER)
     panels[0].set_yticks(range(len(labels)), labels)
@@ -125,14 +135,15 @@ def _legend(axes: Axes) -> list[tuple]:
 
 
 def _draw_bar_panel(axes: Axes, metric: str, rows: Sequence[Spread]) -> None:
-    places = np.arange(len(rows))
+    places = np.arange(len(rows)) - 0.1
     means = [row.mean for row in rows]
     deviations = np.nan_to_num([row.deviation for row in rows])
-    bar = {"height": 0.62, "color": COLORS[5], "label": "ours, mean ± sd over seeds", "capsize": 3}
+    bar = {"height": 0.5, "color": COLORS[5], "label": "ours, mean ± sd over seeds", "capsize": 3}
     axes.barh(places, means, xerr=deviations, **bar)
-    for place, mean in zip(places, means, strict=True):
-        text = "NA" if math.isnan(mean) else f"{mean:.1f}"
-        axes.text(2, place, text, va="center", ha="left", fontsize=9)
+    for place, row in zip(places, rows, strict=True):
+        text = "NA" if math.isnan(row.mean) else f"{row.mean:.1f}"
+        text += "" if math.isnan(row.deviation) else f" ± {row.deviation:.1f}"
+        axes.text(2, place, text, va="center", ha="left", fontsize=8)
     axes.set(title=metric, xlabel="%", xlim=(0, 103))
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
@@ -150,23 +161,24 @@ def draw_sweep(
     `levels` are horizontal lines (the upper bound); `references` are published points of the
     line with the same name, drawn as diamonds in its colour.
     """
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     axes = figure.subplots()
+    handles = []
     for (name, points), color, style in zip(lines.items(), COLORS, LINE_STYLES, strict=False):
         x = sorted(points)
         means = [points[value].mean for value in x]
         deviations = np.nan_to_num([points[value].deviation for value in x])
         drawn = {"color": color, "linestyle": style, "marker": "o", "capsize": 4}
-        axes.errorbar(x, means, yerr=deviations, label=f"{name}, ours", **drawn)
+        handles.append(axes.errorbar(x, means, yerr=deviations, label=f"{name}, ours", **drawn))
         if published := references.get(name):
-            marker = REFERENCE_MARKER | {"color": color}
-            axes.plot(list(published), list(published.values()), label=f"{name}, paper", **marker)
+            marker = REFERENCE_MARKER | {"color": color, "label": f"{name}, paper"}
+            handles += axes.plot(list(published), list(published.values()), **marker)
     for (name, level), style in zip(levels.items(), LINE_STYLES[2:], strict=False):
-        axes.axhline(level, color="black", linestyle=style, label=name)
+        handles.append(axes.axhline(level, color="black", linestyle=style, label=name))
     axes.set(xlabel=x_label, ylabel="test AUROC (%)")
     axes.set_xticks(sorted({value for points in lines.values() for value in points}))
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
     save_figure(figure, out_png)
 
 

@@ -22,6 +22,7 @@ from utils.predictions import Predictions, read_predictions
 from utils.table_files import NOT_AVAILABLE, write_table
 
 YOUDEN = "youden"
+MISTAKES = 12
 
 
 class Evaluation(NamedTuple):
@@ -50,16 +51,20 @@ def evaluate(
     each class's own, chosen on `validation`. `UserError` where that cannot be done."""
     if threshold == YOUDEN:
         if validation is None:
-            raise UserError("--threshold youden: needs validation data (--predictions_val FILE)")
+            raise UserError(
+                "--threshold youden: is chosen on validation data; give --csv_file_val to test.py "
+                "or --predictions_val to utils.metrics"
+            )
         if tuple(validation.class_names) != tuple(predictions.class_names):
             raise UserError(
-                f"--predictions_val: its classes are {', '.join(validation.class_names)}, those "
-                f"of the test set {', '.join(predictions.class_names)}; use one checkpoint for both"
+                f"--threshold youden: the validation classes ({', '.join(validation.class_names)}) "
+                f"are not those of the test set ({', '.join(predictions.class_names)}); use one "
+                "checkpoint for both"
             )
         thresholds = youden_thresholds(validation.labels, validation.probabilities)
         rule = f"Youden's J per class, chosen on {len(validation.labels)} validation images"
     else:
-        thresholds = _threshold_number(threshold)
+        thresholds = threshold_number(threshold)
         rule = f"{thresholds:g} for every class, fixed beforehand"
     labels, probabilities = predictions.labels, predictions.probabilities
     return Evaluation(
@@ -71,15 +76,25 @@ def evaluate(
 
 
 def evaluation_tables(evaluation: Evaluation, with_sweep: bool = False) -> dict[str, Table]:
-    """File stem -> table: per_class, overall, confusion and, if asked for, threshold_sweep."""
+    """File stem -> table: per_class, overall, confusion, mistakes and, if asked for,
+    threshold_sweep."""
     tables = {
         "per_class": _per_class_table(evaluation),
         "overall": _overall_table(evaluation),
         "confusion": _confusion_table(evaluation),
+        "mistakes": _mistakes_table(evaluation.predictions),
     }
     if with_sweep:
         tables["threshold_sweep"] = _sweep_table(evaluation.predictions)
     return tables
+
+
+def confident_mistakes(predictions: Predictions, count: int = MISTAKES) -> np.ndarray:
+    """Indices of the wrongly classified images, the most confidently wrong first."""
+    predicted = predictions.probabilities.argmax(1)
+    wrong = np.flatnonzero(predicted != predictions.labels)
+    confidence = predictions.probabilities[wrong, predicted[wrong]]
+    return wrong[np.argsort(-confidence, kind="stable")][:count]
 
 
 def number(value: float) -> str:
@@ -133,6 +148,22 @@ def _confusion_table(evaluation: Evaluation) -> Table:
     return Table(title, ["true class", *names], rows)
 
 
+def _mistakes_table(predictions: Predictions) -> Table:
+    mistakes = confident_mistakes(predictions)
+    probabilities, names = predictions.probabilities[mistakes], predictions.class_names
+    true, predicted = predictions.labels[mistakes], probabilities.argmax(1)
+    rows = np.arange(len(mistakes))
+    columns = {"ImageID": [str(predictions.names[index]) for index in mistakes]}
+    if predictions.groups is not None:
+        columns[predictions.group_column] = [str(predictions.groups[index]) for index in mistakes]
+    columns["true class"] = [names[label] for label in true]
+    columns["its probability"] = [number(value) for value in probabilities[rows, true]]
+    columns["predicted class"] = [names[label] for label in predicted]
+    columns["probability"] = [number(value) for value in probabilities[rows, predicted]]
+    title = f"The {len(mistakes)} most confident mistakes of the most probable class"
+    return Table(title, list(columns), [list(row) for row in zip(*columns.values(), strict=True)])
+
+
 def _sweep_table(predictions: Predictions) -> Table:
     fields = ["sensitivity", "specificity", "precision", "f1", "one_vs_rest_accuracy"]
     rows = [
@@ -161,7 +192,8 @@ def write_tables(tables: dict[str, Table], folder: str | os.PathLike) -> None:
         write_table(Path(folder) / stem, table.header, table.rows)
 
 
-def _threshold_number(threshold: str | float) -> float:
+def threshold_number(threshold: str | float) -> float:
+    """The threshold as a number from 0 to 1; `UserError` where it is none."""
     try:
         value = float(threshold)
     except ValueError:

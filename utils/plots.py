@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from utils.comparison_plots import draw_bars, draw_spread_curves, spread_of
+from utils.comparison_plots import CurvePanel, draw_bars, draw_spread_curves, spread_of
 from utils.errors import run_command
 from utils.figures import (
     COLORS,
@@ -156,7 +156,8 @@ def compare_runs(run_dirs: Sequence[Path], out_dir: Path) -> list[Path]:
         label = label if len(label) <= LONGEST_LABEL else run_dir.name
         groups.setdefault(label, []).append(read_metrics(run_dir / "metrics.csv"))
     curves, bars = out_dir / "curves.png", out_dir / "bars.png"
-    draw_spread_curves(groups, COMPARED, curves)
+    panels = [CurvePanel("", column, label, groups) for column, label in COMPARED.items()]
+    draw_spread_curves(panels, curves)
     last = {
         title: {
             label: spread_of([100 * last_value(run, column) for run in runs])

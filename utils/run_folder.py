@@ -10,6 +10,7 @@ import pandas as pd
 from utils.errors import UserError
 
 SOURCES = ("labeled_mean", "unlabeled_mean")
+TEXT_COLUMNS = frozenset({"phase", "source", "row", "column"})
 
 
 def read_arguments(run_dir: str | os.PathLike) -> dict[str, object]:
@@ -47,24 +48,29 @@ def read_matrices(path: str | os.PathLike) -> tuple[dict[int, dict[str, np.ndarr
     Rows and columns are classes; a source that a round lacks is absent from its dict.
     """
     frame = _read_csv(Path(path), {"round", "source", "row", "column", "value"})
-    class_names = [str(name) for name in frame["row"].unique()]
-    frame = frame.astype({"row": str, "column": str})
+    class_names = list(frame["row"].unique())
     matrices: dict[int, dict[str, np.ndarray]] = {}
     for (number, source), cells in frame.groupby(["round", "source"], sort=True):
         wide = cells.drop_duplicates(["row", "column"], keep="last")
         wide = wide.pivot(index="row", columns="column", values="value")
         matrix = wide.reindex(index=class_names, columns=class_names).to_numpy(float)
-        matrices.setdefault(int(number), {})[str(source)] = matrix
+        matrices.setdefault(int(number), {})[source] = matrix
     return matrices, class_names
 
 
 def _read_csv(path: Path, needed: set[str]) -> pd.DataFrame:
     try:
-        frame = pd.read_csv(path, float_precision="round_trip")
+        frame = pd.read_csv(path, dtype=str)
     except FileNotFoundError as error:
         raise UserError(f"{path}: not there; name a folder made by train_main.py") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable CSV ({error}); train the run again") from error
     if missing := sorted(needed - set(frame.columns)):
         raise UserError(f"{path}: no column {', '.join(missing)}; train the run again")
-    return frame
+    numbers = [column for column in frame if column not in TEXT_COLUMNS]
+    try:
+        # Python's own conversion gives back the very number that was written.
+        frame[numbers] = frame[numbers].to_numpy(object).astype(float)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; train the run again") from error
+    return frame.astype({"round": int})
