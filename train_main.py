@@ -72,8 +72,8 @@ def train(run: Run) -> None:
     progress = run.restore(data) or start(args, data.train.class_names)
     networks = build_networks(args, data.train.class_names, devices)
     clients = build_clients(args, data)
-    run.begin(data, clients, networks, devices)
     weights, target_matrix = first_weights(args, progress, networks[0]), progress.matrix
+    run.begin(data, clients, networks, devices)
 
     for round in range(progress.next_round, args.rounds):
         # 1. Broadcast: the global weights and the mean relation matrix go to who takes part.
