@@ -120,9 +120,9 @@ class Curves:
                 self._write(step, summary=summary.scalar(name, value))
 
     def matrix(self, name: str, values, step: int, magnify: int = 24) -> None:
-        """A (C, C) array in [0, 1] as a grey picture, `magnify` pixels per cell."""
+        """A (C, C) array in [0, 1] as a grey picture, `magnify` pixels per cell; NaN is black."""
         picture = values.repeat(magnify, axis=0).repeat(magnify, axis=1)
-        grey = (picture[None].clip(0, 1) * 255).astype(np.uint8)
+        grey = (np.nan_to_num(picture[None]).clip(0, 1) * 255).astype(np.uint8)
         self._write(step, summary=summary.image(name, grey))
 
     def flush(self) -> None:
