@@ -10,14 +10,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the t
 
 import torch  # noqa: E402
 
-from tests.torture import kill  # noqa: E402
+from tests.torture import disk, flips, folder, images, kill  # noqa: E402
 from tests.torture.runs import METHODS  # noqa: E402
 
 
 def main() -> int:
     """Parse the command line and run one trial."""
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
-    parser.add_argument("--place", type=Path, help="where to work; default: a temporary folder")
+    parser.add_argument(
+        "--place", type=Path, default=Path("/dev/shm"), help="where to make a folder to work in"
+    )
     parser.add_argument("--seed", type=int, default=0)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("kill", help="interrupt runs, resume them, compare with a whole")
@@ -26,14 +28,29 @@ def main() -> int:
     command.add_argument("--signal", choices=kill.SIGNALS, default="kill")
     command.add_argument("--gpu", default="cpu", help="as of train_main.py: cpu, or cpu,cpu")
     command.add_argument("--real", action="store_true", help="DenseNet121 itself, not a stand-in")
+    command = commands.add_parser("flips", help="flip bits of checkpoints and image caches")
+    command.add_argument("--flips", type=int, default=400)
+    command = commands.add_parser("images", help="flip bits of images")
+    command.add_argument("--flips", type=int, default=1000)
+    command = commands.add_parser("disk", help="fill a small tmpfs during runs; needs root")
+    command.add_argument("--runs", type=int, default=40)
+    command = commands.add_parser("folder", help="start ten runs in one folder")
+    command.add_argument("--times", type=int, default=10)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as temporary:
-        place = args.place or Path(temporary)
-        place.mkdir(parents=True, exist_ok=True)
-        return kill.run_trials(
-            place, args.runs, args.methods, args.signal, not args.real, args.gpu, args.seed
-        )
+    with tempfile.TemporaryDirectory(dir=args.place) as place:
+        place = Path(place)
+        if args.command == "kill":
+            return kill.run_trials(
+                place, args.runs, args.methods, args.signal, not args.real, args.gpu, args.seed
+            )
+        if args.command == "flips":
+            return flips.run_trials(place, args.flips, args.seed)
+        if args.command == "images":
+            return images.run_trials(place, args.flips, args.seed)
+        if args.command == "disk":
+            return disk.run_trials(place, args.runs, args.seed)
+        return folder.run_trials(place, args.times)
 
 
 if __name__ == "__main__":
