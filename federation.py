@@ -16,10 +16,11 @@ from local_supervised import SupervisedLocalUpdate
 from local_unsupervised import SelfTrainingLocalUpdate, UnsupervisedLocalUpdate
 from networks.models import DenseNet121
 from options import needs_embedded_data
-from utils.checkpoint import build_network, load_model, load_weights
+from utils.checkpoint import build_network, load_weights, starting_weights
 from utils.client import ClientUpdate, LocalUpdate, copy_weights
 from utils.devices import choose_devices, place_network, set_deterministic
-from utils.run import Progress, Run, architecture
+from utils.run import Run, architecture
+from utils.run_state import Progress
 from utils.seeding import derive_seed
 
 UNLABELED_TRAINERS = {
@@ -55,15 +56,24 @@ def build_networks(
     return [place_network(net, device) for net, device in zip(networks, devices, strict=True)]
 
 
-def start(args: Namespace, net: DenseNet121, class_names: tuple[str, ...]) -> Progress:
-    """Where a new run stands: at its first round, with a checkpoint's, ImageNet's or `net`'s
-    random weights. Raises `UserError` for a checkpoint of other classes or another network."""
+def start(args: Namespace, class_names: tuple[str, ...]) -> Progress:
+    """Where a new run stands: at its first round, with a checkpoint's weights or none yet.
+
+    Raises `UserError` for a checkpoint of other classes or another network.
+    """
+    weights = {}
     if args.resume is not None:
-        weights, _ = load_model(args.resume, class_names)
-        load_weights(net, weights, args.resume)
+        weights = starting_weights(args.resume, class_names, architecture(args))
+    return Progress(weights, None, args.start_epoch)
+
+
+def first_weights(args: Namespace, progress: Progress, net: DenseNet121) -> dict[str, torch.Tensor]:
+    """The global weights to go on from: those of `progress`, ImageNet's, or `net`'s random ones."""
+    if progress.weights:
+        load_weights(net, progress.weights, args.resume or args.run_dir)
     elif args.pretrained:
         net.load_imagenet()
-    return Progress(copy_weights(net), None, args.start_epoch)
+    return copy_weights(net)
 
 
 def build_client(

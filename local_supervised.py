@@ -49,7 +49,7 @@ class SupervisedLocalUpdate(LocalUpdate):
                 loss.backward()
                 optimizer.step()
                 meter.add(view_logits[0].detach(), batch.labels)
-                log.add(loss)
+                log.add(batch, loss)
 
         self.optimizer_state = optimizer.state_dict()
         stats = log.means()
@@ -59,6 +59,7 @@ class SupervisedLocalUpdate(LocalUpdate):
             stats["supervised_loss"],
             meter.matrix().to("cpu"),
             stats,
+            suspects=log.suspects(),
         )
 
     def learning_rate(self, round: int) -> float:

@@ -47,6 +47,8 @@ class UnsupervisedLocalUpdate(LocalUpdate):
     round, beside Adam's moments and the count of steps.
     """
 
+    remembered_copies = 3  # the teacher, too
+
     def __init__(self, args, dataset, indices, client):
         super().__init__(args, dataset, indices, client)
         self.teacher: dict[str, torch.Tensor] | None = None
@@ -97,7 +99,7 @@ class UnsupervisedLocalUpdate(LocalUpdate):
                 optimizer.step()
                 update_ema_variables(parameters, teacher_parameters, self.ema_decay, step)
                 step += 1
-                log.add(loss, consistency, relation, reliable.float().mean())
+                log.add(batch, loss, consistency, relation, reliable.float().mean())
 
         self.optimizer_state, self.step = optimizer.state_dict(), step
         self.teacher = copy_tensors(dict(teacher.named_parameters()))
@@ -109,6 +111,7 @@ class UnsupervisedLocalUpdate(LocalUpdate):
             None,
             stats,
             pseudo_matrix=meter.matrix().to("cpu"),
+            suspects=log.suspects(),
         )
 
     def losses(
@@ -210,17 +213,25 @@ class SelfTrainingLocalUpdate(LocalUpdate):
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                log.add(loss, confident.float().mean())
+                log.add(batch, loss, confident.float().mean())
 
         self.optimizer_state = optimizer.state_dict()
         stats = log.means()
-        return ClientUpdate(copy_weights(net), len(self.indices), stats.pop("loss"), None, stats)
+        return ClientUpdate(
+            copy_weights(net),
+            len(self.indices),
+            stats.pop("loss"),
+            None,
+            stats,
+            suspects=log.suspects(),
+        )
 
     def pseudo_label(self, net: DenseNet121, device: torch.device) -> torch.Tensor:
         """Labels (int64, one per image of the data set) by `net`; IGNORED where not confident."""
         net.eval()
         with torch.no_grad():
             batches = self.dataset.evaluation_batches(self.indices, self.args.batch_size, device)
+            batches = self.until_stopped(batches)
             probabilities = torch.cat([softmax(net(images)[1], dim=1) for images in batches])
         net.train()
         confidence, classes = probabilities.max(dim=1)

@@ -8,7 +8,7 @@ python train_main.py --resume runs/NAME
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from queue import SimpleQueue
 
 import torch
@@ -20,15 +20,21 @@ from federation import (
     build_clients,
     build_networks,
     clients_of_round,
+    first_weights,
     mean_relation,
     prepare,
     start,
 )
+from flower_simulation import simulate
 from networks.models import DenseNet121
 from options import args_parser
 from utils.client import ClientUpdate, LocalUpdate
+from utils.devices import memory_shortage
 from utils.errors import UserError, run_command
-from utils.run import Progress, Run, open_run
+from utils.files import disk_full_as_user_error
+from utils.run import Run, open_run
+from utils.run_state import Progress
+from utils.threads import cancelling_pool
 
 
 def main() -> int:
@@ -39,14 +45,19 @@ def main() -> int:
     try:
         if args.dry_run:
             print("\n".join(dry_run(run.args)))
+        elif run.args.engine == "flower":
+            simulate(run)
         else:
-            train(run)
+            with disk_full_as_user_error(run.folder):
+                train(run)
     except (KeyboardInterrupt, SystemExit) as stop:
         run.say(f"stopped; {run.next_command()}")
         return stop.code if isinstance(stop, SystemExit) else 130
     except UserError:
         raise
-    except Exception:
+    except Exception as error:
+        if (shortage := memory_shortage(error, args)) is not None:
+            raise UserError(f"{shortage}; {run.next_command()}") from error
         print(f"{run.folder}: ended early. {run.next_command()}", file=sys.stderr)
         raise
     finally:
@@ -58,25 +69,27 @@ def train(run: Run) -> None:
     """All rounds of a run that are still to do."""
     args = run.args
     devices, data = prepare(run)
+    progress = run.restore(data) or start(args, data.train.class_names)
     networks = build_networks(args, data.train.class_names, devices)
     clients = build_clients(args, data)
-    progress = run.restore(data, clients) or start(args, networks[0], data.train.class_names)
-    run.begin(data, devices)
-    weights, target_matrix = progress.weights, progress.matrix
+    run.begin(data, clients, networks, devices)
+    weights, target_matrix = first_weights(args, progress, networks[0]), progress.matrix
 
     for round in range(progress.next_round, args.rounds):
         # 1. Broadcast: the global weights and the mean relation matrix go to who takes part.
         active = clients_of_round(args, clients, round)
         started = run.start_round(round, active)
         # 2. Local training, one client per device at a time.
-        updates = train_clients(active, networks, weights, round, target_matrix, run)
-        # 3. FedAvg of the weights, client by client as they come in.
-        weights, reports = average_weights(updates, args.fedavg_weights, devices[0], run)
+        with closing(
+            train_clients(active, networks, weights, round, target_matrix, run)
+        ) as updates:
+            # 3. FedAvg of the weights, client by client as they come in.
+            weights, reports = average_weights(updates, args.fedavg_weights, devices[0], run)
         # 4. Average of the labelled clients' relation matrices, for the next round.
         target_matrix = mean_relation(reports, target_matrix)
         # 5. Evaluate, log, save.
         progress = Progress(weights, target_matrix, round + 1)
-        run.finish_round(progress, networks[0], data, clients, reports, started)
+        run.finish_round(progress, networks[0], data, reports, started)
     run.finish(weights, networks[0], data)
 
 
@@ -88,25 +101,31 @@ def train_clients(
     target_matrix: RelationMatrix | None,
     run: Run,
 ) -> Iterator[ClientUpdate]:
-    """Train every client; yields their updates in the clients' order, whatever the devices."""
+    """Train every client; yields their updates in the clients' order, whatever the devices.
+
+    Who returns what cannot be averaged is left out. Closing the generator stops those who train
+    at their next step.
+    """
     free: SimpleQueue[DenseNet121] = SimpleQueue()
     for net in networks:
         free.put(net)
 
-    def work(client: LocalUpdate) -> ClientUpdate:
+    def work(client: LocalUpdate) -> ClientUpdate | None:
         run.start_client(client)
         net = free.get()
         try:
-            return client.train(net, weights, round, target_matrix)
+            with run.memory_of(client):
+                update = client.train(net, weights, round, target_matrix)
+                return update if run.accept(client, round, update, weights) else None
         finally:
             free.put(net)
 
     if len(networks) == 1:
-        yield from map(work, active)
+        yield from filter(None, map(work, active))
         return
-    with ThreadPoolExecutor(len(networks)) as pool:
+    with cancelling_pool(len(networks)) as pool:
         try:
-            yield from pool.map(work, active)
+            yield from filter(None, pool.map(work, active))
         except BaseException:
             for client in active:
                 client.stop.set()

@@ -1,6 +1,7 @@
 """Images and labels as arrays, and the batches of augmented views that clients train on."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,10 +19,12 @@ DEVICE_SHARE = 0.4  # of a GPU's free memory that "auto" gives to images
 
 
 class Batch(NamedTuple):
-    """views: tensors (B, 3, S, S), one per augmented view; labels: int64 (B,), on the device."""
+    """views: tensors (B, 3, S, S), one per augmented view; labels: int64 (B,), on the device;
+    indices: which images of the data set they are, int64 (B,), on the CPU."""
 
     views: list[torch.Tensor]
     labels: torch.Tensor
+    indices: torch.Tensor
 
 
 class ImageDataset:
@@ -40,12 +43,14 @@ class ImageDataset:
         groups: Sequence[str] | None = None,
         fingerprint: str = "",
         cache: str = "auto",
+        group_column: str = "PatientID",
     ):
         self.pixels = torch.from_numpy(np.array(pixels) if cache == "ram" else pixels)
         self.labels = torch.as_tensor(labels, dtype=torch.int64)
         self.names = list(names)
         self.class_names = tuple(class_names)
         self.groups = None if groups is None else list(groups)
+        self.group_column = group_column
         self.fingerprint = fingerprint
         self.cache = cache
         self._on_device: dict[torch.device, torch.Tensor] = {}
@@ -75,6 +80,11 @@ class ImageDataset:
             chosen = copied_ahead(pixels, chunks, device)
         for images in chosen:
             yield images.permute(0, 3, 1, 2).float()
+
+    def picture(self, index: int) -> np.ndarray:
+        """One image as it is looked at: uint8 (S, S) where grey, else (S, S, 3)."""
+        pixels = self.pixels[index].numpy()
+        return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
 
     def _pixels_for(self, device: torch.device) -> torch.Tensor:
         if device.type == "cpu" or self.cache in ("ram", "disk"):
@@ -112,7 +122,7 @@ class ImageDataset:
         images_of_batches = self.batches(order, bounds, device)
         for (start, stop), images in zip(bounds, images_of_batches, strict=True):
             views = [normalize(apply_views(images, drawn[start:stop])) for drawn in parameters]
-            yield Batch(views, labels[start:stop])
+            yield Batch(views, labels[start:stop], order[start:stop])
 
     def evaluation_batches(
         self, indices: torch.Tensor, batch_size: int, device: torch.device
@@ -146,9 +156,16 @@ def load_dataset(
     def describe(i: int) -> str:
         return f"{table.source} line {table.line_numbers[i]}: {table.names[i]}"
 
-    pixels, fingerprint = load_pixels(paths, image_size, cache_dir, describe, say)
-    identity = hashlib.blake2b(fingerprint.encode() + table.labels.tobytes(), digest_size=16)
-    fingerprint = identity.hexdigest()
+    pixels, digest = load_pixels(paths, image_size, cache_dir, describe, say)
+    described = [digest, table.names, table.class_names, table.groups, table.labels.tolist()]
+    fingerprint = hashlib.sha256(json.dumps(described).encode()).hexdigest()
     return ImageDataset(
-        pixels, table.labels, table.names, table.class_names, table.groups, fingerprint, cache
+        pixels,
+        table.labels,
+        table.names,
+        table.class_names,
+        table.groups,
+        fingerprint,
+        cache,
+        table.group_column,
     )

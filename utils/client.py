@@ -12,6 +12,7 @@ from confuse_matrix import RelationMatrix
 from dataloaders.augment import Augmentation
 from dataloaders.dataset import Batch, ImageDataset
 from networks.models import DenseNet121
+from utils.nested import map_tensors
 from utils.seeding import generator
 
 BATCHNORM_MOMENTUM = 0.1
@@ -23,7 +24,8 @@ class ClientUpdate(NamedTuple):
     weights: whole state dict, sharing no memory with the network. num_samples: N_k. loss: mean
     training loss over the steps. matrix: relation matrix of a labelled client, on the CPU, else
     None. stats: numbers for metrics.csv. pseudo_matrix: what an unlabelled client's relation
-    matrix looked like, on the CPU, for the figures only; None otherwise.
+    matrix looked like, on the CPU, for the figures only; None otherwise. suspects: the data set
+    indices of the images to look at where a number is not finite (`StepLog.suspects`).
     """
 
     weights: dict[str, torch.Tensor]
@@ -32,6 +34,7 @@ class ClientUpdate(NamedTuple):
     matrix: RelationMatrix | None
     stats: dict[str, float]
     pseudo_matrix: RelationMatrix | None = None
+    suspects: tuple[int, ...] = ()
 
 
 class Stopped(Exception):  # noqa: N818
@@ -42,9 +45,10 @@ class LocalUpdate:
     """Base of the trainers. `indices` (int64) are the client's images in `dataset`.
 
     A client remembers Adam's moments between rounds; what it remembers changes only when a
-    round of local training has finished.
+    round of local training has finished, and is replaced then, never changed in place.
     """
 
+    remembered_copies = 2  # of the network's parameters, in the state: Adam's two moments
     labeled = False  # whether it trains on labels
 
     def __init__(self, args: Namespace, dataset: ImageDataset, indices: torch.Tensor, client: int):
@@ -115,9 +119,10 @@ class LocalUpdate:
                 draws,
                 device,
             )
-            yield epoch, self._until_stopped(batches)
+            yield epoch, self.until_stopped(batches)
 
-    def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def until_stopped(self, batches: Iterator) -> Iterator:
+        """`batches`; raises `Stopped` between two of them if asked to."""
         for batch in batches:
             if self.stop.is_set():
                 raise Stopped
@@ -130,10 +135,12 @@ class StepLog:
     def __init__(self, *names: str):
         self.names = names
         self.rows: list[torch.Tensor] = []
+        self.images: list[torch.Tensor] = []
         self.started = time.perf_counter()
 
-    def add(self, *values: torch.Tensor) -> None:
-        """One step's terms, scalars in the order of `names`."""
+    def add(self, batch: Batch, *values: torch.Tensor) -> None:
+        """One step's terms, scalars in the order of `names`, and the batch they come from."""
+        self.images.append(batch.indices)
         self.rows.append(torch.stack([value.detach().float() for value in values]))
 
     def means(self) -> dict[str, float]:
@@ -141,6 +148,15 @@ class StepLog:
         means = torch.stack(self.rows).mean(dim=0).tolist()
         seconds = time.perf_counter() - self.started
         return dict(zip(self.names, means, strict=True)) | {"seconds": seconds}
+
+    def suspects(self) -> tuple[int, ...]:
+        """Data set indices of the images of the first step with a term that is not finite.
+
+        Of the last step where all terms are finite: it was the last to change the weights.
+        """
+        finite = torch.stack(self.rows).isfinite().all(dim=1).tolist()
+        step = finite.index(False) if False in finite else -1
+        return tuple(self.images[step].tolist())
 
 
 def net_device(net: torch.nn.Module) -> torch.device:
@@ -167,10 +183,4 @@ def set_tensors(targets: Mapping[str, torch.Tensor], values: Mapping[str, torch.
 
 def copy_tensors(value, device: torch.device | None = None):
     """A deep copy of nested dicts and lists of tensors and plain types, tensors on `device`."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to(device=device, copy=True)
-    if isinstance(value, dict):
-        return {key: copy_tensors(item, device) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(copy_tensors(item, device) for item in value)
-    return value
+    return map_tensors(lambda tensor: tensor.detach().to(device=device, copy=True), value)

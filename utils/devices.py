@@ -1,5 +1,6 @@
 """Where clients train: the devices that exist, and one network on each."""
 
+from argparse import Namespace
 from collections.abc import Callable
 
 import torch
@@ -22,7 +23,7 @@ def choose_devices(gpu: str, say: Callable[[str], None]) -> list[torch.device]:
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     devices = [torch.device("cuda", int(part)) for part in wanted if int(part) < available]
     if not devices:
-        say(f"no CUDA device among --gpu {gpu}: training on the CPU")
+        say(f"no CUDA device among --gpu {gpu}: using the CPU")
         return [torch.device("cpu")]
     return devices
 
@@ -33,6 +34,30 @@ def set_deterministic(deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = not deterministic
 
 
+def inference_precision(precision: str, device: torch.device) -> torch.dtype | None:
+    """For `DenseNet121.autocast_dtype`: what to predict in on `device`.
+
+    "auto" is float16 on a GPU, whose convolutions keep no more digits of float32 by default, and
+    float32 (None) elsewhere; "float32" is that everywhere.
+    """
+    return torch.float16 if precision == "auto" and device.type == "cuda" else None
+
+
 def place_network(net: DenseNet121, device: torch.device) -> DenseNet121:
     """`net` on `device`, its convolutions in channels-last order (twice as fast on a CPU)."""
     return net.to(device=device, memory_format=torch.channels_last)
+
+
+def memory_shortage(error: Exception, args: Namespace) -> str | None:
+    """What to change where `error` means that memory ran out; None for any other error.
+
+    Nothing is changed behind the user's back: another batch size is another experiment.
+    """
+    on_host = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+    if not on_host and not isinstance(error, torch.OutOfMemoryError):
+        return None
+    where = "main memory" if on_host else "the GPU's memory"
+    return (
+        f"{where} is full: lower --batch_size (now {args.batch_size}) or --image_size (now "
+        f"{args.image_size}), or keep less in it with --cache disk, --client_state disk"
+    )

@@ -64,7 +64,7 @@ def evaluate(
         thresholds = youden_thresholds(validation.labels, validation.probabilities)
         rule = f"Youden's J per class, chosen on {len(validation.labels)} validation images"
     else:
-        thresholds = _threshold_number(threshold)
+        thresholds = threshold_number(threshold)
         rule = f"{thresholds:g} for every class, fixed beforehand"
     labels, probabilities = predictions.labels, predictions.probabilities
     return Evaluation(
@@ -192,7 +192,8 @@ def write_tables(tables: dict[str, Table], folder: str | os.PathLike) -> None:
         write_table(Path(folder) / stem, table.header, table.rows)
 
 
-def _threshold_number(threshold: str | float) -> float:
+def threshold_number(threshold: str | float) -> float:
+    """The threshold as a number from 0 to 1; `UserError` where it is none."""
     try:
         value = float(threshold)
     except ValueError:

@@ -1,40 +1,51 @@
 """Files that are either whole or absent, whatever happens while they are written."""
 
+import errno
+import glob
+import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from utils.errors import UserError
+
 TEMPORARY_SUFFIX = ".partial"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO]:
+def atomic_write(
+    path: str | os.PathLike, mode: str = "wb", needed: int | None = None
+) -> Iterator[IO]:
     """Open a temporary file that becomes `path` when the block ends without an exception.
 
     The bytes are on the disk before the name changes, so a kill or a power cut leaves either the
     old file or the new one. On an exception the temporary file is removed and `path` is untouched.
+    A full disk is a `UserError` with the bytes that are free and those `needed`, where known.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     encoding = None if "b" in mode else "utf-8"
     newline = None if "b" in mode else ""
-    descriptor, temporary = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX
-    )
-    try:
-        with os.fdopen(descriptor, mode, encoding=encoding, newline=newline) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _fsync_folder(path.parent)
+    with disk_full_as_user_error(path, needed):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX
+        )
+        try:
+            with os.fdopen(descriptor, mode, encoding=encoding, newline=newline) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        _fsync_folder(path.parent)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -43,12 +54,61 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         file.write(text)
 
 
-def sweep_temporary_files(folder: str | os.PathLike) -> int:
-    """Remove what killed writers left in `folder`; the number of files removed."""
-    leftovers = list(Path(folder).glob(f".*{TEMPORARY_SUFFIX}"))
+class HashingFile:
+    """A binary file to write to that keeps the SHA-256 of what passed through."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, data) -> int:
+        """Write bytes or a buffer; as `IO.write`."""
+        self.digest.update(data)
+        return self.file.write(data)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sweep_temporary_files(folder: str | os.PathLike, name: str = "") -> int:
+    """Remove what killed writers (of `name`, or of any file) left in `folder`; their number."""
+    leftovers = list(Path(folder).glob(f".{glob.escape(name)}*{TEMPORARY_SUFFIX}"))
     for leftover in leftovers:
         leftover.unlink(missing_ok=True)
     return len(leftovers)
+
+
+@contextmanager
+def disk_full_as_user_error(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Turn "no space left" inside the block into one line with free and `needed` bytes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        wanted = "" if needed is None else f" and {megabytes(needed)} needed"
+        raise UserError(
+            f"{path}: disk full, {megabytes(free_bytes(path.parent))} free{wanted}; "
+            "make room there, then go on (a run: with --resume and its folder)"
+        ) from error
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space of the file system that `folder` (or its nearest existing parent) lies on."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(os.path.realpath(folder)).free
+
+
+def megabytes(size: float) -> str:
+    """A size in bytes for a message, as "12.3 MB"."""
+    return f"{size / 1e6:,.1f} MB"
 
 
 def _umask() -> int:

@@ -5,11 +5,16 @@ import io
 import logging
 import math
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
+import numpy as np
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
 from utils.files import write_text
@@ -32,6 +37,13 @@ class _Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stdout)
         sys.stdout.flush()
+
+
+class _LogFile(logging.FileHandler):
+    """log.txt; a line that cannot be written is an error of the run, not a remark on stderr."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        raise  # the error that logging is handling right now
 
 
 class RunLog:
@@ -57,7 +69,7 @@ class RunLog:
 
     def open(self, path: Path, first_lines: Sequence[str]) -> None:
         """Append to `path` from now on, beginning with `first_lines`."""
-        file = logging.FileHandler(path, encoding="utf-8")
+        file = _LogFile(path, encoding="utf-8")
         file.setFormatter(StampFormatter())
         self.logger.removeHandler(self.early)
         self.logger.addHandler(file)
@@ -71,7 +83,8 @@ class RunLog:
         """Close the file and leave the logger as it was."""
         for handler in self.handlers:
             self.logger.removeHandler(handler)
-            handler.close()
+            with suppress(OSError):  # a full disk, which was an error at the line itself
+                handler.close()
 
 
 def write_rows(path: Path, rows: Sequence[Mapping]) -> None:
@@ -88,22 +101,38 @@ def write_rows(path: Path, rows: Sequence[Mapping]) -> None:
 
 
 class Curves:
-    """TensorBoard: one scalar per number, one picture per matrix, in `folder`."""
+    """TensorBoard: one scalar per number, one picture per matrix, in `folder`.
+
+    Written by the caller's own thread: tensorboardX's SummaryWriter has one of its own, and its
+    caller waits for it for ever once that has died of a full disk.
+    """
 
     def __init__(self, folder: Path, first_step: int):
-        self.writer = SummaryWriter(str(folder), purge_step=first_step)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.writer = EventsWriter(str(folder / "events"))
+        restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(first_step, session_log=restart)  # later steps of an earlier try are void
 
     def scalars(self, row: Mapping, step: int) -> None:
         """Every number of a metrics.csv row; empty cells are left out."""
         for name, value in row.items():
             if isinstance(value, (int, float)) and math.isfinite(value) and name != "round":
-                self.writer.add_scalar(name, value, step)
+                self._write(step, summary=summary.scalar(name, value))
 
     def matrix(self, name: str, values, step: int, magnify: int = 24) -> None:
         """A (C, C) array in [0, 1] as a grey picture, `magnify` pixels per cell."""
         picture = values.repeat(magnify, axis=0).repeat(magnify, axis=1)
-        self.writer.add_image(name, picture[None].clip(0, 1), step)
+        grey = (picture[None].clip(0, 1) * 255).astype(np.uint8)
+        self._write(step, summary=summary.image(name, grey))
+
+    def flush(self) -> None:
+        """Hand what was written over to the system."""
+        self.writer.flush()
 
     def close(self) -> None:
-        """Flush and close the files."""
-        self.writer.close()
+        """Flush and close the file."""
+        with suppress(OSError):  # a full disk, which was an error at the flush before
+            self.writer.close()
+
+    def _write(self, step: int, **content) -> None:
+        self.writer.write_event(event_pb2.Event(step=step, wall_time=time.time(), **content))

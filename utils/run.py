@@ -4,53 +4,54 @@ import json
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from confuse_matrix import RelationMatrix
 from dataloaders.federated import FederatedData
 from dataloaders.split_file import save_split
 from networks.models import DenseNet121
-from options import FREE_ON_RESUME, build_parser, check_options, explicit_flags
 from utils import log_lines
-from utils.checkpoint import load_checkpoint, model_content, save_checkpoint
+from utils.checkpoint import model_content, save_checkpoint
 from utils.client import ClientUpdate, LocalUpdate
+from utils.client_checks import ClientGuard
+from utils.client_store import ClientStore, choose_placement
 from utils.environment import describe_environment
 from utils.errors import UserError
-from utils.evaluation import evaluate, evaluation_tables, print_tables
-from utils.files import sweep_temporary_files, write_text
+from utils.files import free_bytes, megabytes, sweep_temporary_files, write_text
 from utils.inference import predict
+from utils.locks import FolderLock
 from utils.logger import Curves, RunLog, write_rows
-from utils.plots import draw_curves, draw_relation
-from utils.predictions import read_predictions, write_predictions
+from utils.network_report import report_run, test_command
+from utils.plots import rebuild_figures
+from utils.resume import (
+    ARGS_FILE,
+    differences,
+    is_run,
+    lasting_flags,
+    open_folder,
+    plain_args,
+)
 from utils.rounds import RoundMatrices, evaluation_numbers, matrices_rows, round_row
-
-KEPT_STATES = 2
-
-
-class Progress(NamedTuple):
-    """Where a run stands between two rounds: global weights (on the first device), the mean
-    relation matrix for the next round (None before anyone measured one), the next round."""
-
-    weights: dict[str, torch.Tensor]
-    matrix: RelationMatrix | None
-    next_round: int
+from utils.run_state import KEPT_STATES, Progress, RunState, StateFiles
 
 
 class Run:
     """The folder of one run. `restore`, then `begin`, then rounds, then `finish`, then `close`."""
 
-    def __init__(self, args: Namespace, folder: Path):
+    def __init__(self, args: Namespace, folder: Path, folder_lock: FolderLock):
         self.args = args
         self.folder = folder
+        self.folder_lock = folder_lock
         self.history: list[dict] = []
         self.matrices: list[RoundMatrices] = []
         self.identity: dict[str, str] = {}
+        self.store = ClientStore(folder / "checkpoints" / "clients", args.client_state)
+        self.states = StateFiles(folder / "checkpoints", self.store)
+        self.guard = ClientGuard(args.on_bad_client, self.say)
         self.curves: Curves | None = None
         self.bar: tqdm | None = None
         self.log = RunLog()
@@ -62,32 +63,61 @@ class Run:
 
     def next_command(self) -> str:
         """What to type to go on with this run, or that there is nothing to go on from."""
-        if not (self.folder / "args.json").exists():
+        if not is_run(self.folder):
             return "nothing was written yet: start it again"
         return f"finished rounds are kept: go on with python train_main.py --resume {self.folder}"
 
     def close(self) -> None:
-        """Close the log and the curves."""
+        """Close the log, the curves and the clients' files, and let others into the folder."""
         if self.bar is not None:
             self.bar.close()
+        self.store.close()
         if self.curves is not None:
             self.curves.close()
         self.log.close()
+        self.folder_lock.release(keep_folder=is_run(self.folder))
 
     # ---- before the first round
 
-    def begin(self, data: FederatedData, devices: Sequence[torch.device]) -> None:
+    def restore(self, data: FederatedData) -> Progress | None:
+        """The last finished round, clients' memories in the store; None where there is none.
+
+        A damaged state is passed over for the one before it, with a line that says so. Raises
+        `UserError` where all are damaged, or flags or data are not those the run began with.
+        """
+        self.identity = data.fingerprints()
+        for folder in (self.folder, *self.folder.glob("**/")):
+            sweep_temporary_files(folder)
+        state = self.states.restore(self.say)
+        if state is None:
+            return None
+        flags = {k: v for k, v in lasting_flags(self.args).items() if k in state.flags}
+        if changed := differences(flags, state.flags):
+            raise UserError(
+                f"{self.folder / ARGS_FILE}: not the flags the run was trained with, restore "
+                f"them: {changed}"
+            )
+        self._refuse_other_data(state.identity)
+        self.history, self.matrices = state.history, state.matrices
+        self.say(f"going on with round {state.progress.next_round} of {self.args.rounds}")
+        return state.progress
+
+    def begin(
+        self,
+        data: FederatedData,
+        clients: Sequence[LocalUpdate],
+        networks: Sequence[DenseNet121],
+        devices: Sequence[torch.device],
+    ) -> None:
         """Make the folder, write what the run is made of, and the first lines of its log.
 
         Nothing is written before: a mistake in the flags or the data leaves no folder behind.
+        Raises `UserError` where the states of the run will not fit on the disk.
         """
-        for place in (self.folder, self.folder / "checkpoints"):
-            try:
-                place.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(f"--run_dir {place}: {error.strerror}; name another") from error
-            sweep_temporary_files(place)
-        if not (self.folder / "args.json").exists():
+        self._refuse_small_disk(clients, networks[0])
+        state_bytes = sum(client.remembered_copies for client in clients) * model_bytes(networks[0])
+        self.store.placement = choose_placement(self.args.client_state, state_bytes, devices)
+        if not is_run(self.folder):
             save_split(
                 self.folder / "split.json",
                 data.table,
@@ -96,61 +126,54 @@ class Run:
                 data.split.seed,
                 data.split.how,
             )
-        _write_json(self.folder / "args.json", plain_args(self.args))
+        _write_json(self.folder / ARGS_FILE, plain_args(self.args))
         _write_json(self.folder / "env.json", describe_environment(devices))
         first_lines = (
             log_lines.namespace_line(self.args),
             log_lines.training_size_line(len(data.train)),
         )
         self.log.open(self.folder / "log.txt", first_lines)
+        if self.history:
+            # A kill may have fallen between the state of a round and the tables made from it.
+            self._write_tables(data.train.class_names)
 
-    def restore(self, data: FederatedData, clients: Sequence[LocalUpdate]) -> Progress | None:
-        """Bring clients and history back to the last finished round; None where there is none.
-
-        A damaged state is passed over for the one before it, with a line that says so. Raises
-        `UserError` where all are damaged or the images are not those the run began with.
-        """
-        self.identity = data.fingerprints()
-        states = self._state_files()
-        for path in states:
-            try:
-                state = load_checkpoint(path)
-            except UserError as error:
-                self.say(str(error))
-                continue
-            self._refuse_other_images(state["identity"])
-            for client in clients:
-                client.load_state_dict(state["clients"][client.client])
-            self.history = state["history"]
-            self.matrices = [RoundMatrices(*matrices) for matrices in state["matrices"]]
-            self.say(f"going on with round {state['next_round']} of {self.args.rounds}")
-            matrix = state["matrix"]
-            return Progress(
-                state["weights"],
-                None if matrix is None else RelationMatrix(*matrix),
-                state["next_round"],
+    def _refuse_small_disk(self, clients: Sequence[LocalUpdate], net: DenseNet121) -> None:
+        """The last two rounds' states stay while the next one's is written, so room for three."""
+        model = model_bytes(net)
+        one_round = model * (1 + sum(client.remembered_copies for client in clients))
+        needed = (KEPT_STATES + 1) * one_round + model - self.states.used_bytes()
+        free = free_bytes(self.folder)
+        if free < needed:
+            raise UserError(
+                f"{self.folder}: {megabytes(free)} free and {megabytes(needed)} needed for the "
+                "states of three rounds; make room there, or name another place with --run_dir"
             )
-        if states:
-            raise UserError(f"{self.folder}: no undamaged state left; start the run anew")
-        return None
+        rounds = self.args.rounds - len(self.history)
+        weights = rounds // self.args.save_every * model
+        if free - needed < weights:
+            self.say(
+                f"{self.folder}: the epoch_N.pth files of {rounds} rounds will take "
+                f"{megabytes(weights)}, {megabytes(free - needed)} are left: see --save_every"
+            )
 
-    def _refuse_other_images(self, identity: dict[str, str]) -> None:
+    def _refuse_other_data(self, identity: dict[str, str]) -> None:
         for name, fingerprint in identity.items():
-            if self.identity.get(name) != fingerprint:
-                path = getattr(self.args, f"csv_file_{name}")
-                raise UserError(
-                    f"{path}: the {name} images or labels have changed since {self.folder} began; "
-                    "bring them back or start a new run"
-                )
-
-    def _state_files(self) -> list[Path]:
-        """States of finished rounds, the newest first."""
-        return sorted((self.folder / "checkpoints").glob("state_*.pth"), reverse=True)
+            if self.identity.get(name) == fingerprint:
+                continue
+            source = getattr(self.args, f"csv_file_{name}", None) or self.args.medmnist
+            what = f"the {name} images or labels"
+            if name == "clients":
+                source, what = self.args.split, "which images each client holds"
+            raise UserError(
+                f"{source or self.folder}: {what} changed since {self.folder} began; bring them "
+                "back or start a new run"
+            )
 
     # ---- during a round
 
     def start_round(self, round: int, active: Sequence[LocalUpdate]) -> float:
         """Open the round in the log and on the terminal; the time it began."""
+        self.guard.start_round(len(active), [row["clients_skipped"] for row in self.history])
         self.say(log_lines.begin_round_lines(round))
         self.bar = tqdm(
             total=len(active),
@@ -167,6 +190,30 @@ class Run:
             self.say(log_lines.client_line(client.client, client.labeled))
             self.say(log_lines.CLIENT_RULE)
 
+    @contextmanager
+    def memory_of(self, client: LocalUpdate) -> Iterator[None]:
+        """Lend the client its memory while it trains; outside it holds none."""
+        blank = client.state_dict()
+        client.load_state_dict(self.store.recall(client.client) or blank)
+        try:
+            yield
+        finally:
+            client.load_state_dict(blank)
+
+    def accept(
+        self,
+        client: LocalUpdate,
+        round: int,
+        update: ClientUpdate,
+        received: dict[str, torch.Tensor],
+    ) -> bool:
+        """Whether a client's update may be averaged; then its memory goes into the store."""
+        state = client.state_dict()
+        if not self.guard.accept(client, round, update, received, state):
+            return False
+        self.store.remember(client.client, round, state)
+        return True
+
     def client_done(self, update: ClientUpdate) -> None:
         """Move the bar on."""
         shown = {"loss": f"{update.loss:.3f}"}
@@ -180,7 +227,6 @@ class Run:
         progress: Progress,
         net: DenseNet121,
         data: FederatedData,
-        clients: Sequence[LocalUpdate],
         reports: Sequence[ClientUpdate],
         started: float,
     ) -> None:
@@ -188,6 +234,7 @@ class Run:
         round = progress.next_round - 1
         self.bar.close()
         row = round_row(round, reports, self.args.base_lr)
+        row["clients_skipped"] = len(self.guard.skipped)
         self.say(log_lines.loss_line(row["loss"], round, self.args.base_lr))
         last = progress.next_round == self.args.rounds
         if last or progress.next_round % self.args.eval_every == 0:
@@ -196,11 +243,11 @@ class Run:
         row["seconds_round"] = time.perf_counter() - started
         self.history.append(row)
         self.matrices.append(RoundMatrices.of_round(round, reports))
-        self._save(progress, data, clients, last)
+        self._save(progress, data, last)
         self._write_tables(data.train.class_names)
-        self._draw(
-            data.train.class_names, last or progress.next_round % self.args.figure_every == 0
-        )
+        self._add_to_curves()
+        if progress.next_round % self.args.figure_every == 0:
+            rebuild_figures(self.folder)
 
     def _evaluate(self, net: DenseNet121, data: FederatedData) -> dict[str, float]:
         numbers: dict[str, float] = {}
@@ -222,23 +269,8 @@ class Run:
             )
         return numbers
 
-    def _save(
-        self, progress: Progress, data: FederatedData, clients: Sequence[LocalUpdate], last: bool
-    ) -> None:
-        """The full state of the last two rounds, and the weights alone every `save_every`."""
-        folder = self.folder / "checkpoints"
-        state = {
-            "weights": progress.weights,
-            "matrix": None if progress.matrix is None else tuple(progress.matrix),
-            "next_round": progress.next_round,
-            "clients": {client.client: client.state_dict() for client in clients},
-            "history": self.history,
-            "matrices": [tuple(matrices) for matrices in self.matrices],
-            "identity": self.identity,
-        }
-        save_checkpoint(folder / f"state_{progress.next_round:06d}.pth", state)
-        for old in self._state_files()[KEPT_STATES:]:
-            old.unlink()
+    def _save(self, progress: Progress, data: FederatedData, last: bool) -> None:
+        """The weights alone every `save_every`, then the state: it is what makes a round final."""
         if last or progress.next_round % self.args.save_every == 0:
             content = model_content(
                 progress.weights,
@@ -248,48 +280,36 @@ class Run:
                 self.args.preset,
                 progress.next_round - 1,
             )
-            save_checkpoint(folder / f"epoch_{progress.next_round - 1}.pth", content)
+            path = self.folder / "checkpoints" / f"epoch_{progress.next_round - 1}.pth"
+            save_checkpoint(path, content)
+        self.states.save(
+            RunState(progress, self.history, self.matrices, self.identity, lasting_flags(self.args))
+        )
 
     def _write_tables(self, class_names: Sequence[str]) -> None:
         write_rows(self.folder / "metrics.csv", self.history)
         write_rows(self.folder / "matrices.csv", matrices_rows(self.matrices, class_names))
 
-    def _draw(self, class_names: Sequence[str], with_figures: bool) -> None:
-        """Curves for TensorBoard; figures/ where asked for."""
-        row, matrices = self.history[-1], self.matrices[-1].means()
+    def _add_to_curves(self) -> None:
+        row = self.history[-1]
         if self.curves is None:
             self.curves = Curves(self.folder / "tb", row["round"])
         self.curves.scalars(row, row["round"])
-        for name, matrix in matrices.items():
+        for name, matrix in self.matrices[-1].means().items():
             self.curves.matrix(name, matrix, row["round"])
-        if with_figures:
-            draw_curves(self.folder / "metrics.csv", self.folder / "figures" / "curves.png")
-            draw_relation(matrices, class_names, self.folder / "figures" / "relation.png")
+        self.curves.flush()
 
     # ---- after the last round
 
     def finish(
         self, weights: dict[str, torch.Tensor], net: DenseNet121, data: FederatedData
     ) -> None:
-        """Predictions for the test images, the table of classes, and where everything is."""
+        """Predictions for the test images, tables, figures, REPORT.md, and what to type next."""
         net.load_state_dict(weights)
-        path = self.folder / "predictions_test.csv"
-        probabilities = predict(net, data.test, self.args.batch_size)
-        write_predictions(
-            path,
-            data.test.names,
-            data.test.labels.numpy(),
-            probabilities,
-            data.test.class_names,
-            data.test.groups,
-        )
-        print_tables(evaluation_tables(evaluate(read_predictions(path), self.args.threshold)))
         checkpoint = self.folder / "checkpoints" / f"epoch_{self.args.rounds - 1}.pth"
-        self.say(
-            f"done: {self.folder} (figures in {self.folder / 'figures'}); test again with: "
-            f"python test.py --resume {checkpoint} --root_path {self.args.root_path} "
-            f"--csv_file_test {self.args.csv_file_test}"
-        )
+        report_run(self.folder, checkpoint, net, data.test, self.args)
+        command = test_command(checkpoint, self.args)
+        self.say(f"done: {self.folder / 'REPORT.md'}; test again with: {command}")
 
 
 def architecture(args: Namespace) -> dict:
@@ -303,61 +323,12 @@ def architecture(args: Namespace) -> dict:
 
 def open_run(args: Namespace) -> Run:
     """A new run in a folder of its own, or an old one to go on with (`--resume` a folder)."""
-    if args.resume is not None and args.resume.is_dir():
-        return Run(resumed_args(args), args.resume)
-    if args.resume is not None and not args.resume.is_file():
-        raise UserError(f"--resume {args.resume}: no such run folder or checkpoint")
-    folder = args.run_dir or Path("runs") / (
-        f"{args.preset}-{args.method}-seed{args.seed}-{datetime.now():%Y%m%d-%H%M%S}"
-    )
-    if (folder / "args.json").exists():
-        raise UserError(
-            f"--run_dir {folder}: holds a run already; go on with --resume {folder} or name another"
-        )
-    args.run_dir = folder
-    return Run(args, folder)
+    return Run(*open_folder(args))
 
 
-def resumed_args(args: Namespace) -> Namespace:
-    """The flags a run began with, and those typed now that may change.
-
-    `resume` is what the run itself began from: a .pth file or None.
-    Raises `UserError` where a flag typed now would change what is computed.
-    """
-    path = args.resume / "args.json"
-    try:
-        saved = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"--resume {args.resume}: not the folder of a run ({error})") from error
-    actions = {action.dest: action for action in build_parser()._actions}
-    merged = {
-        name: Path(value) if actions[name].type is Path and value is not None else value
-        for name, value in saved.items()
-        if name in actions
-    }
-    typed = explicit_flags()
-    changed = [
-        f"--{name} {typed[name]} (was {merged.get(name)})"
-        for name in typed
-        if name not in FREE_ON_RESUME and typed[name] != merged.get(name)
-    ]
-    if changed:
-        raise UserError(
-            f"--resume {args.resume}: these flags decide what is computed and cannot change: "
-            + ", ".join(changed)
-        )
-    resumed = Namespace(**{**vars(args), **merged, **typed, "resume": merged["resume"]})
-    if resumed.rounds < merged["rounds"]:
-        raise UserError(f"--rounds {resumed.rounds}: the run was begun with {merged['rounds']}")
-    check_options(resumed)
-    return resumed
-
-
-def plain_args(args: Namespace) -> dict:
-    """The flags as JSON types."""
-    return {
-        name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()
-    }
+def model_bytes(net: DenseNet121) -> int:
+    """Bytes of a network's parameters and statistics."""
+    return sum(value.nbytes for value in net.state_dict().values())
 
 
 def _write_json(path: Path, content: dict) -> None:
