@@ -353,6 +353,9 @@ def _unlabeled(parser: argparse.ArgumentParser) -> None:
         "--unsupervised_weight", type=float, default=15.0, help="factor on lambda (L_c + L_IRM)"
     )
     group.add_argument(
+        "--consistency_scale", type=float, default=1.0, help="factor on L_c; 0: without it"
+    )
+    group.add_argument(
         "--consistency_norm",
         choices=("flag", "batch"),
         default="flag",
@@ -542,6 +545,7 @@ RANGES = {
     "entropy_threshold": (0, 100),
     "confidence_threshold": (0, 1),
     "relation_scale": (0, 1e6),
+    "consistency_scale": (0, 1e6),
     "drop_rate": (0, 0.99),
     "seed": (0, 2**63 - 1),
     "eval_every": (1, 1_000_000),
