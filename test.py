@@ -6,6 +6,7 @@ python test.py --resume CHECKPOINT --dicom DIR
 """
 
 import argparse
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from utils.devices import choose_devices, inference_precision, place_network
 from utils.environment import describe_environment
 from utils.errors import UserError, run_command
 from utils.evaluation import YOUDEN, evaluation_tables, print_tables, threshold_number
+from utils.files import write_text
 from utils.flags import whole_number
 from utils.metrics import DEFAULT_THRESHOLD
 from utils.network_report import copy_history, describe_model, describe_run, report_network
@@ -94,7 +96,7 @@ def report_labelled(model: Model, args: argparse.Namespace, out: Path) -> None:
         facts |= describe_run(run)
         environment = describe_environment([next(model.net.parameters()).device])
         copy_history(run, out, environment, model.content["round"])
-    facts["evaluated with"] = shlex.join(["python", *sys.argv])
+    facts["evaluated with"] = command_line()
     evaluation = report_network(
         out,
         model.net,
@@ -152,6 +154,11 @@ def predict_folder(model: Model, args: argparse.Namespace, out: Path) -> None:
     workers = available_cores() if args.workers is None else args.workers
     predictions = predict_scans(model.net, scans, args.batch_size, workers)
     write_scan_predictions(out, predictions, model.content["class_names"])
+    facts = describe_model(model.path, model.content) | {
+        "read with": f"window {window}, {size} pixels, then {image_size} pixels",
+        "evaluated with": command_line(),
+    }
+    write_text(out / "model.json", json.dumps(facts, indent=2) + "\n")
     for line in summary_lines(predictions):
         print(line)
     if not predictions.slices:
@@ -234,6 +241,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gpu", default="0", help="CUDA device, or cpu")
     add("--cache_dir", type=Path, help="folder for decoded images (data/cache)")
     add("--out", type=Path, help="folder for the results; default: in the run's tests/")
+
+
+def command_line() -> str:
+    """This command as it can be typed again."""
+    return shlex.join(["python", *sys.argv])
 
 
 def run_folder(checkpoint: Path) -> Path | None:

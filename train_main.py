@@ -25,6 +25,7 @@ from federation import (
     prepare,
     start,
 )
+from flower_simulation import simulate
 from networks.models import DenseNet121
 from options import args_parser
 from utils.client import ClientUpdate, LocalUpdate
@@ -44,6 +45,8 @@ def main() -> int:
     try:
         if args.dry_run:
             print("\n".join(dry_run(run.args)))
+        elif run.args.engine == "flower":
+            simulate(run)
         else:
             with disk_full_as_user_error(run.folder):
                 train(run)

@@ -77,7 +77,7 @@ class Conversion:
         rejected = self._convert(missing, convert, workers, done) if missing else []
         names = [task.name for task in tasks if task.name in done]
         table = pd.DataFrame([done[name] for name in names], columns=self.record_columns, dtype=str)
-        table.insert(0, "ImageID", names)
+        table.insert(0, "ImageID", pd.Series(names, dtype=str))
         return table, sorted(rejected)
 
     def finish(self, labels: pd.DataFrame, rejected: Sequence[Rejected], counts: dict) -> None:

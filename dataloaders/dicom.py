@@ -116,8 +116,10 @@ def read_picture(path: str | os.PathLike, window: str, size: int) -> Picture:
     red, green, blue), or "file": the file's own window (the first one of several), then min-max
     to 8 bits. MONOCHROME1 pictures are inverted (DICOM PS3.3 C.7.6.3.1.2). Shrinking averages
     over the pixels covered (Pillow's bilinear filter).
-    Raises `UnreadableDicom` as `read_hounsfield` does.
+    Raises `UnreadableDicom` as `read_hounsfield` does, and `KeyError` for an unknown window.
     """
+    if window not in WINDOW_CHOICES:
+        raise KeyError(f"no window {window!r}, choose from {', '.join(WINDOW_CHOICES)}")
     with _errors_in_one_line():
         dataset = _read_file(Path(path))
         stored, rescale = _stored_pixels(dataset)
@@ -129,12 +131,10 @@ def read_picture(path: str | os.PathLike, window: str, size: int) -> Picture:
         if dataset.PhotometricInterpretation == "MONOCHROME1":
             grey_values = 255 - grey_values
         picture = np.take(grey_values, stored.astype(np.intp) - lowest, axis=0)
-        return Picture(
-            resize_picture(Image.fromarray(picture), size),
-            _identifier(dataset, "PatientID"),
-            _identifier(dataset, "StudyInstanceUID"),
-            _site_signature(dataset),
-        )
+        patient_id = _identifier(dataset, "PatientID")
+        study_uid = _identifier(dataset, "StudyInstanceUID")
+        site = _site_signature(dataset)
+    return Picture(resize_picture(Image.fromarray(picture), size), patient_id, study_uid, site)
 
 
 def resize_picture(picture: Image.Image, size: int) -> np.ndarray:

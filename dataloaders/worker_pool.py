@@ -1,5 +1,6 @@
 """Source files -> PNG pictures on all cores, where a worker that dies is noticed and named."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -22,6 +23,9 @@ from utils.files import TEMPORARY_SUFFIX
 FILES_IN_HAND = 2
 # zlib's level 1: a third of the default's time for 8% more bytes.
 PNG_COMPRESSION = 1
+# Options of mallopt(3).
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEPT_BYTES = 32 * 2**20
 
 
 class Task(NamedTuple):
@@ -139,9 +143,19 @@ class _Worker:
 def _serve(pipe: Connection, convert: Converter, folder: Path) -> None:
     """A worker's life: it ends when the parent closes the pipe or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _keep_freed_memory()
     with suppress(EOFError, OSError):
         while True:
             pipe.send(_convert_one(pipe.recv(), convert, folder))
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep up to `KEPT_BYTES` of what a picture needed for the next one, instead of
+    giving it back and having the system clear new pages: a fifth of the whole time."""
+    with suppress(OSError, AttributeError, TypeError):
+        c_library = ctypes.CDLL(None)
+        for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+            c_library.mallopt(option, KEPT_BYTES)
 
 
 def _convert_one(task: Task, convert: Converter, folder: Path) -> Outcome:

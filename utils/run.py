@@ -38,6 +38,9 @@ from utils.resume import (
 from utils.rounds import RoundMatrices, evaluation_numbers, matrices_rows, round_row
 from utils.run_state import KEPT_STATES, Progress, RunState, StateFiles
 
+# columns of metrics.csv that TensorBoard's table of runs shows beside the flags
+HYPERPARAMETER_METRICS = ("test_auroc", "test_accuracy", "test_f1", "loss")
+
 
 class Run:
     """The folder of one run. `restore`, then `begin`, then rounds, then `finish`, then `close`."""
@@ -294,6 +297,7 @@ class Run:
         row = self.history[-1]
         if self.curves is None:
             self.curves = Curves(self.folder / "tb", row["round"])
+            self.curves.hyperparameters(plain_args(self.args), HYPERPARAMETER_METRICS)
         self.curves.scalars(row, row["round"])
         for name, matrix in self.matrices[-1].means().items():
             self.curves.matrix(name, matrix, row["round"])

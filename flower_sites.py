@@ -1,0 +1,173 @@
+"""The sites that a Flower server knows: who they are, who is there, who answered."""
+
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from federation import clients_of_round
+from flower_messages import pack_flags
+from utils.errors import UserError
+
+POLL_SECONDS = 1.0
+ASK_AGAIN_SECONDS = 60.0  # how soon a node that could not say who it is, is asked once more
+
+
+class RemoteSite:
+    """A site as the server knows it. Its memory stays at the site; the server remembers only
+    after which round that memory was counted, -1 for none."""
+
+    def __init__(self, node_id: int, client: int, labeled: bool, num_samples: int):
+        self.node_id = node_id
+        self.client = client
+        self.labeled = labeled
+        self.num_samples = num_samples
+        self.memory_round = -1
+
+    def state_dict(self) -> dict:
+        """What a resumed run needs to know of the site."""
+        return {"memory_round": self.memory_round}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what `state_dict` returned."""
+        self.memory_round = state["memory_round"]
+
+
+class SiteRegister:
+    """Who is who at the end of `grid`. Every node is asked once for its client's number.
+
+    experiment: the name under which sites keep their memory of this run. `say` hears of whoever
+    is missing or odd.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        args: Namespace,
+        class_names: Sequence[str],
+        experiment: str,
+        say: Callable[[str], None],
+    ):
+        self.grid, self.args, self.say = grid, args, say
+        self.task = {
+            "flags": pack_flags(args),
+            "class_names": list(class_names),
+            "experiment": experiment,
+        }
+        self.sites: dict[int, RemoteSite] = {}
+        self.refused: dict[int, float] = {}
+
+    def all(self) -> list[RemoteSite]:
+        """Every site that ever said who it is, by client."""
+        return [self.sites[client] for client in sorted(self.sites)]
+
+    def message(
+        self, node_id: int, kind: str, task: dict, arrays: ArrayRecord | None = None
+    ) -> Message:
+        """A task for one node; it is void once the server has stopped waiting for the answer."""
+        content = RecordDict({"task": ConfigRecord(self.task | task)})
+        if arrays is not None:
+            content["weights"] = arrays
+        return Message(content, node_id, kind, ttl=self.args.client_timeout)
+
+    def wait_for(self, count: int) -> None:
+        """Wait until `count` sites said who they are, or until the time for it is over."""
+        deadline = time.monotonic() + self.args.client_timeout
+        while len(self.online()) < count and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+
+    def ready_for(self, round: int) -> list[RemoteSite]:
+        """The sites that train in `round` and are there, by client.
+
+        Waits where they are fewer than `--min_clients`; `UserError` when that takes too long.
+        """
+        deadline = time.monotonic() + self.args.client_timeout
+        while True:
+            online = self.online()
+            expected = clients_of_round(self.args, self.all(), round)
+            active = [site for site in expected if site in online]
+            if active and len(active) >= self.needed(expected):
+                break
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"round {round}: {len(active)} of {len(expected)} clients are there, "
+                    f"--min_clients {self.args.min_clients}; bring them back and go on"
+                )
+            time.sleep(POLL_SECONDS)
+        for site in expected:
+            if site not in active:
+                self.say(f"client {site.client} is not there: left out of round {round}")
+        return active
+
+    def needed(self, expected: Sequence[RemoteSite]) -> int:
+        """How many of the `expected` sites a round cannot do without."""
+        return min(self.args.min_clients or len(expected), len(expected))
+
+    def answers(
+        self, sent: Mapping[RemoteSite, Message], replies: Iterable[Message], round: int
+    ) -> list[tuple[RemoteSite, Message]]:
+        """The sites that answered what was `sent`, in its order; the others are logged.
+
+        Raises `UserError` where fewer answered than `--min_clients`.
+        """
+        by_question = {reply.metadata.reply_to_message_id: reply for reply in replies}
+        answered = []
+        for site, question in sent.items():
+            reply = by_question.get(question.metadata.message_id)
+            if reply is not None and not reply.has_error():
+                answered.append((site, reply))
+                continue
+            self.say(f"client {site.client}: {_reason(reply)}: left out of round {round}")
+        if len(answered) < self.needed(list(sent)):
+            raise UserError(
+                f"round {round}: {len(answered)} of {len(sent)} clients answered, "
+                f"--min_clients {self.args.min_clients}; mend them and go on"
+            )
+        return answered
+
+    def online(self) -> list[RemoteSite]:
+        """The sites whose node is connected; nodes not known yet are asked who they are."""
+        nodes = set(self.grid.get_node_ids())
+        known = {site.node_id for site in self.sites.values()}
+        now = time.monotonic()
+        unknown = [
+            node
+            for node in sorted(nodes - known)
+            if now - self.refused.get(node, -ASK_AGAIN_SECONDS) >= ASK_AGAIN_SECONDS
+        ]
+        if unknown:
+            questions = {node: self.message(node, MessageType.QUERY, {}) for node in unknown}
+            replies = self.grid.send_and_receive(
+                questions.values(), timeout=self.args.client_timeout
+            )
+            answers = {reply.metadata.reply_to_message_id: reply for reply in replies}
+            for node, question in questions.items():
+                self._introduce(node, answers.get(question.metadata.message_id), nodes)
+        return [site for site in self.all() if site.node_id in nodes]
+
+    def _introduce(self, node: int, reply: Message | None, nodes: set[int]) -> None:
+        if reply is None or reply.has_error():
+            self.refused[node] = time.monotonic()
+            self.say(f"node {node} cannot take part: {_reason(reply)}")
+            return
+        answer = reply.content["site"]
+        client = int(answer["client"])
+        known = self.sites.get(client)
+        if known is not None and known.node_id in nodes:
+            self.refused[node] = time.monotonic()
+            self.say(f"node {node} refused: client {client} is there already")
+        elif known is not None:
+            known.node_id = node
+        else:
+            labeled, num_samples = bool(answer["labeled"]), int(answer["num_samples"])
+            self.sites[client] = RemoteSite(node, client, labeled, num_samples)
+
+
+def _reason(reply: Message | None) -> str:
+    """Why a node did not do its task, in one line."""
+    if reply is None:
+        return "no answer in time"
+    lines = str(reply.error.reason).strip().splitlines() or ["no reason given"]
+    return f"failed ({lines[-1][:300]})"
