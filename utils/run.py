@@ -120,7 +120,7 @@ class Run:
         self._refuse_small_disk(clients, networks[0])
         state_bytes = sum(client.remembered_copies for client in clients) * model_bytes(networks[0])
         self.store.placement = choose_placement(self.args.client_state, state_bytes, devices)
-        if not is_run(self.folder):
+        if not is_run(self.folder) and data.split is not None:
             save_split(
                 self.folder / "split.json",
                 data.table,
@@ -133,12 +133,12 @@ class Run:
         _write_json(self.folder / "env.json", describe_environment(devices))
         first_lines = (
             log_lines.namespace_line(self.args),
-            log_lines.training_size_line(len(data.train)),
+            log_lines.training_size_line(data.num_training),
         )
         self.log.open(self.folder / "log.txt", first_lines)
         if self.history:
             # A kill may have fallen between the state of a round and the tables made from it.
-            self._write_tables(data.train.class_names)
+            self._write_tables(data.class_names)
 
     def _refuse_small_disk(self, clients: Sequence[LocalUpdate], net: DenseNet121) -> None:
         """The last two rounds' states stay while the next one's is written, so room for three."""
@@ -247,7 +247,7 @@ class Run:
         self.history.append(row)
         self.matrices.append(RoundMatrices.of_round(round, reports))
         self._save(progress, data, last)
-        self._write_tables(data.train.class_names)
+        self._write_tables(data.class_names)
         self._add_to_curves()
         if progress.next_round % self.args.figure_every == 0:
             rebuild_figures(self.folder)
@@ -277,7 +277,7 @@ class Run:
         if last or progress.next_round % self.args.save_every == 0:
             content = model_content(
                 progress.weights,
-                data.train.class_names,
+                data.class_names,
                 architecture(self.args),
                 data.preprocessing,
                 self.args.preset,
@@ -325,9 +325,12 @@ def architecture(args: Namespace) -> dict:
     }
 
 
-def open_run(args: Namespace) -> Run:
-    """A new run in a folder of its own, or an old one to go on with (`--resume` a folder)."""
-    return Run(*open_folder(args))
+def open_run(args: Namespace, argv: Sequence[str] | None = None) -> Run:
+    """A new run in a folder of its own, or an old one to go on with (`--resume` a folder).
+
+    `args` come from the flags `argv`, by default the command line's.
+    """
+    return Run(*open_folder(args, argv))
 
 
 def model_bytes(net: DenseNet121) -> int:
