@@ -29,6 +29,7 @@ from flower_simulation import simulate
 from networks.models import DenseNet121
 from options import args_parser
 from utils.client import ClientUpdate, LocalUpdate
+from utils.compilation import compile_networks
 from utils.devices import memory_shortage
 from utils.errors import UserError, run_command
 from utils.files import disk_full_as_user_error
@@ -73,6 +74,7 @@ def train(run: Run) -> None:
     networks = build_networks(args, data.train.class_names, devices)
     clients = build_clients(args, data)
     run.begin(data, clients, networks, devices)
+    compile_networks(networks, args, len(data.train), data.train.image_size, run.say)
     weights, target_matrix = first_weights(args, progress, networks[0]), progress.matrix
 
     for round in range(progress.next_round, args.rounds):
@@ -89,7 +91,7 @@ def train(run: Run) -> None:
         target_matrix = mean_relation(reports, target_matrix)
         # 5. Evaluate, log, save.
         progress = Progress(weights, target_matrix, round + 1)
-        run.finish_round(progress, networks[0], data, reports, started)
+        run.finish_round(progress, networks, data, reports, started)
     run.finish(weights, networks[0], data)
 
 
