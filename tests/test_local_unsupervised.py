@@ -82,9 +82,10 @@ def losses_of(client, net, weights, batch, teacher=None, target="mean"):
     net.load_state_dict(weights)
     with_draws(net.train(), client, 0)
     set_momentum(net, 0.1)
-    buffers = {name: value.clone() for name, value in net.named_buffers()}
+    client.teacher = teacher
     target = make_target() if target == "mean" else target
-    return client.losses(net, buffers | (teacher or {}), batch, target, fresh_meter(client.args))
+    meter = fresh_meter(client.args)
+    return client.losses(net, client.teacher_network(net), batch, target, meter)
 
 
 # ---- one step against the formulas
@@ -188,18 +189,18 @@ def test_wasserstein_is_another_number(dataset, net, weights, batch):
 
 def test_the_student_gets_gradients_and_the_teacher_none(dataset, net, weights, batch):
     client = make_client(dataset, "paper")
-    teacher = {
-        name: parameter.detach().clone().requires_grad_()
-        for name, parameter in net.named_parameters()
-    }
+    teacher = net.twin()
     target = make_target()
     target.log_rows.requires_grad_()
-    consistency, relation, _ = losses_of(client, net, weights, batch, teacher, target)
+    for parameter in teacher.parameters():
+        parameter.requires_grad_()
+    consistency, relation, _ = losses_of(client, net, weights, batch, target=target)
     net.zero_grad()
     (consistency + relation).backward()
+    teacher.requires_grad_(False)
     assert all(parameter.grad is not None for parameter in net.parameters())
     assert sum(parameter.grad.abs().sum() for parameter in net.parameters()) > 0
-    assert all(parameter.grad is None for parameter in teacher.values())
+    assert all(parameter.grad is None for parameter in teacher.parameters())
     assert target.log_rows.grad is None
 
 
