@@ -16,6 +16,8 @@ from dataloaders.table import LABEL_UNCERTAINTY, MULTI_LABEL
 from networks.models import ATTENTIONS
 from utils.client_checks import POLICIES
 from utils.client_store import PLACEMENTS
+from utils.compilation import COMPILES
+from utils.devices import PRECISIONS
 from utils.errors import UserError
 
 METHODS = ("fedirm", "fed_consistency", "fed_selftraining", "fedavg")
@@ -104,6 +106,7 @@ FREE_ON_RESUME = {
     "gpu",
     "cache",
     "cache_dir",
+    "compile",
     "client_state",
     "on_bad_client",
     "save_every",
@@ -449,6 +452,19 @@ def _running(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--gpu", default="0,1", help="CUDA devices to use where they exist, or 'cpu'"
+    )
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="of the backbone while training; auto: bf16 on GPUs that have it, else fp32",
+    )
+    group.add_argument(
+        "--compile",
+        choices=COMPILES,
+        default="auto",
+        help="compile the backbone, and replay it as CUDA graphs; auto: compile for long runs on "
+        "GPUs; bits then differ from those of an uncompiled run",
     )
     group.add_argument(
         "--client_state",

@@ -20,7 +20,13 @@ from dataloaders.table import MULTI_LABEL, read_table
 from dataloaders.worker_pool import available_cores
 from networks.models import DenseNet121
 from utils.checkpoint import build_network, load_model, load_weights
-from utils.devices import choose_devices, inference_precision, place_network
+from utils.devices import (
+    PRECISIONS,
+    choose_devices,
+    place_network,
+    set_precision,
+    training_precision,
+)
 from utils.environment import describe_environment
 from utils.errors import UserError, run_command
 from utils.evaluation import YOUDEN, evaluation_tables, print_tables, threshold_number
@@ -103,8 +109,9 @@ def load(args: argparse.Namespace) -> Model:
     weights, content = load_model(args.resume, args.class_names)
     net = build_network(content["architecture"], content["class_names"])
     load_weights(net, weights, args.resume)
-    net = place_network(net, choose_devices(args.gpu, print)[0])
-    net.autocast_dtype = inference_precision(args.precision, next(net.parameters()).device)
+    device = choose_devices(args.gpu, print)[0]
+    net = place_network(net, device)
+    set_precision([net], training_precision(args.precision, [device]))
     return Model(args.resume, net, content)
 
 
@@ -258,7 +265,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=48,
         help="images per forward pass",
     )
-    add("--precision", choices=("auto", "float32"), default="auto", help="auto: float16 on a GPU")
+    add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where a GPU has it")
     add("--gpu", default="0", help="CUDA device, or cpu")
     add("--cache_dir", type=Path, help="folder for decoded images (data/cache)")
     add("--out", type=Path, help="folder for the results; default: in the run's tests/")

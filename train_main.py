@@ -29,6 +29,7 @@ from flower_simulation import simulate
 from networks.models import DenseNet121
 from options import args_parser
 from utils.client import ClientUpdate, LocalUpdate
+from utils.compilation import compile_networks
 from utils.devices import memory_shortage
 from utils.errors import UserError, run_command
 from utils.files import disk_full_as_user_error
@@ -72,6 +73,7 @@ def train(run: Run) -> None:
     clients = build_clients(args, data)
     weights, target_matrix = first_weights(args, progress, networks[0]), progress.matrix
     run.begin(data, clients, networks, devices)
+    compile_networks(networks, args, len(data.train), data.train.image_size, run.say)
 
     for round in range(progress.next_round, args.rounds):
         # 1. Broadcast: the global weights and the mean relation matrix go to who takes part.
@@ -87,7 +89,7 @@ def train(run: Run) -> None:
         target_matrix = mean_relation(reports, target_matrix)
         # 5. Evaluate, log, save.
         progress = Progress(weights, target_matrix, round + 1)
-        run.finish_round(progress, networks[0], data, reports, started)
+        run.finish_round(progress, networks, data, reports, started)
     run.finish(weights, networks[0], data)
 
 

@@ -63,11 +63,9 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
 @cache
 def _imagenet_scaling(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and 1 / std for pixels in 0..255, (3, 1, 1); a copy to a GPU would wait for it."""
-    mean, std = (
-        torch.tensor(values, device=device)[:, None, None] * 255
-        for values in (IMAGENET_MEAN, IMAGENET_STD)
-    )
-    return mean, 1 / std
+    mean = torch.tensor(IMAGENET_MEAN, device=device)[:, None, None] * 255
+    scale = 1 / (torch.tensor(IMAGENET_STD, device=device)[:, None, None] * 255)
+    return mean, scale
 
 
 def _sampling_grid(parameters: torch.Tensor, height: int, width: int) -> torch.Tensor:

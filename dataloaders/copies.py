@@ -2,11 +2,12 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
 import torch
+
+from utils.threads import cancelling_pool
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -43,7 +44,7 @@ def computed_ahead(
     """`map(function, items)`, up to `ahead` results computed by one thread before they are asked
     for."""
     items = iter(items)
-    with ThreadPoolExecutor(1) as pool:
+    with cancelling_pool(1) as pool:
         waiting = deque(pool.submit(function, item) for item in islice(items, ahead))
         while waiting:
             result = waiting.popleft().result()

@@ -146,7 +146,8 @@ def resize_picture(picture: Image.Image, size: int) -> np.ndarray:
 @contextmanager
 def _errors_in_one_line() -> Iterator[None]:
     """Let only `UnreadableDicom` out, and no warning: a damaged file makes pydicom raise almost
-    any exception, with the file's own values in its text."""
+    any exception, with the file's own values in its text. For processes, not for threads: the
+    filters of warnings are shared."""
     logger = logging.getLogger("pydicom")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -183,12 +184,10 @@ class _FileContent(io.BytesIO):
     def read(self, size: int | None = -1) -> bytes:
         if size is None or size < 0:
             inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-            if len(inflate.decompress(self.getbuffer()[self.tell() :], MAX_FILE_BYTES + 1)) > (
-                MAX_FILE_BYTES
-            ):
-                raise UnreadableDicom(
-                    f"inflates to more than {MAX_FILE_BYTES >> 20} MB: not one CT slice"
-                )
+            inflated = inflate.decompress(self.getbuffer()[self.tell() :], MAX_FILE_BYTES + 1)
+            if len(inflated) > MAX_FILE_BYTES:
+                megabytes = MAX_FILE_BYTES >> 20
+                raise UnreadableDicom(f"inflates to more than {megabytes} MB: not one CT slice")
         return super().read(size)
 
 

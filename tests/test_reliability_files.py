@@ -83,7 +83,7 @@ def test_full_disk_is_one_line_with_free_and_needed_bytes(tmp_path, monkeypatch)
 
     monkeypatch.setattr(tempfile, "mkstemp", full)
     message = refusal(save_checkpoint, tmp_path / "a.pth", {"x": torch.zeros(1000)})
-    assert "disk full" in message and "MB free and 0.0 MB needed" in message
+    assert "No space left on device" in message and "MB free and 0.0 MB needed" in message
     assert str(tmp_path / "a.pth") in message
     assert os.listdir(tmp_path) == []
 

@@ -1,12 +1,15 @@
 """Where clients train: the devices that exist, and one network on each."""
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from networks.models import DenseNet121
 from utils.errors import UserError
+
+PRECISIONS = ("auto", "fp32", "tf32", "bf16")
+TENSOR_CORES = (8, 0)  # the compute capability from which a GPU has TF32 and bf16
 
 
 def choose_devices(gpu: str, say: Callable[[str], None]) -> list[torch.device]:
@@ -34,13 +37,33 @@ def set_deterministic(deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = not deterministic
 
 
-def inference_precision(precision: str, device: torch.device) -> torch.dtype | None:
-    """For `DenseNet121.autocast_dtype`: what to predict in on `device`.
+def training_precision(precision: str, devices: Sequence[torch.device]) -> str:
+    """ "fp32", "tf32" or "bf16": what `--precision` means on these devices.
 
-    "auto" is float16 on a GPU, whose convolutions keep no more digits of float32 by default, and
-    float32 (None) elsewhere; "float32" is that everywhere.
+    "auto" is bf16 where every device is a GPU that has it, else fp32: on a processor without bf16
+    units it is ten times slower. Raises `UserError` for what the devices do not have.
     """
-    return torch.float16 if precision == "auto" and device.type == "cuda" else None
+    on_gpu = all(device.type == "cuda" for device in devices)
+    able = on_gpu and all(
+        torch.cuda.get_device_capability(device) >= TENSOR_CORES for device in devices
+    )
+    if precision == "auto":
+        return "bf16" if able else "fp32"
+    if not able and (precision == "tf32" or (precision == "bf16" and on_gpu)):
+        raise UserError(
+            f"--precision {precision}: not to be had on {', '.join(map(str, devices))}; use auto"
+        )
+    return precision
+
+
+def set_precision(networks: Sequence[DenseNet121], precision: str) -> None:
+    """Let the backbones of `networks` compute in `training_precision`'s answer from now on.
+
+    Weights, statistics, the pooled features, the head and the losses are float32 in any case.
+    """
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    for net in networks:
+        net.autocast_dtype = torch.bfloat16 if precision == "bf16" else None
 
 
 def place_network(net: DenseNet121, device: torch.device) -> DenseNet121:

@@ -16,13 +16,14 @@ from dataloaders.split_file import save_split
 from networks.models import DenseNet121
 from utils import log_lines
 from utils.checkpoint import model_content, save_checkpoint
-from utils.client import ClientUpdate, LocalUpdate
+from utils.client import ClientUpdate, LocalUpdate, net_device
 from utils.client_checks import ClientGuard
 from utils.client_store import ClientStore, choose_placement
+from utils.devices import training_precision
 from utils.environment import describe_environment
 from utils.errors import UserError
 from utils.files import free_bytes, megabytes, sweep_temporary_files, write_text
-from utils.inference import predict
+from utils.inference import evaluation_batch_size, predict_on_all
 from utils.locks import FolderLock
 from utils.logger import Curves, RunLog, write_rows
 from utils.network_report import report_run, test_command
@@ -130,7 +131,9 @@ class Run:
                 data.split.how,
             )
         _write_json(self.folder / ARGS_FILE, plain_args(self.args))
-        _write_json(self.folder / "env.json", describe_environment(devices))
+        precision = training_precision(self.args.precision, devices)
+        environment = describe_environment(devices) | {"precision": precision}
+        _write_json(self.folder / "env.json", environment)
         first_lines = (
             log_lines.namespace_line(self.args),
             log_lines.training_size_line(data.num_training),
@@ -228,7 +231,7 @@ class Run:
     def finish_round(
         self,
         progress: Progress,
-        net: DenseNet121,
+        networks: Sequence[DenseNet121],
         data: FederatedData,
         reports: Sequence[ClientUpdate],
         started: float,
@@ -241,8 +244,9 @@ class Run:
         self.say(log_lines.loss_line(row["loss"], round, self.args.base_lr))
         last = progress.next_round == self.args.rounds
         if last or progress.next_round % self.args.eval_every == 0:
-            net.load_state_dict(progress.weights)
-            row |= self._evaluate(net, data)
+            for net in networks:
+                net.load_state_dict(progress.weights)
+            row |= self._evaluate(networks, data)
         row["seconds_round"] = time.perf_counter() - started
         self.history.append(row)
         self.matrices.append(RoundMatrices.of_round(round, reports))
@@ -252,12 +256,15 @@ class Run:
         if progress.next_round % self.args.figure_every == 0:
             rebuild_figures(self.folder)
 
-    def _evaluate(self, net: DenseNet121, data: FederatedData) -> dict[str, float]:
+    def _evaluate(self, networks: Sequence[DenseNet121], data: FederatedData) -> dict[str, float]:
         numbers: dict[str, float] = {}
         for name, images in (("val", data.val), ("test", data.test)):
             if images is None:
                 continue
-            probabilities = predict(net, images, self.args.batch_size)
+            batch_size = evaluation_batch_size(
+                self.args.batch_size, images.image_size, net_device(networks[0])
+            )
+            probabilities = predict_on_all(networks, images, batch_size)
             found = evaluation_numbers(images.labels.numpy(), probabilities, self.args.threshold)
             numbers |= {f"{name}_{key}": value for key, value in found.items()}
             self.say(

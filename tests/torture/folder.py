@@ -1,6 +1,5 @@
 """Runs that are started together in one folder: one gets it."""
 
-import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from tests.torture import runs
 
 
-def run_trials(place: Path, number: int) -> int:
+def run_trials(place: Path, number: int, _seed: int) -> int:
     """`number` times ten runs at the same moment; prints counts, 0 if exactly one each time ran."""
     flags = runs.make_data(place / "data")
     counts: Counter[str] = Counter()
@@ -30,14 +29,3 @@ def run_trials(place: Path, number: int) -> int:
             print(statuses, [line for line in said.splitlines() if "error" in line])
     print(f"ten started together: {dict(counts)}")
     return int(counts["NOT ONE"] > 0)
-
-
-def dies_with_its_holder(place: Path) -> bool:
-    """Whether a folder whose run was killed can be taken at once."""
-    flags = runs.make_data(place / "data")
-    process = runs.start([*flags, "--run_dir", place / "run"], place / "killed.txt")
-    while not (place / "run" / "args.json").exists():
-        time.sleep(0.001)
-    os.kill(process, 9)
-    runs.finish(process)
-    return runs.complete(["--resume", place / "run"], place / "resumed.txt") == 0
