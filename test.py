@@ -7,6 +7,7 @@ python test.py --resume CHECKPOINT --dicom DIR
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -284,7 +285,7 @@ def run_folder(checkpoint: Path) -> Path | None:
 def default_folder(args: argparse.Namespace) -> Path:
     """Where results go: one folder for each checkpoint and source, beside the run's own files."""
     file = args.csv_file_test or args.medmnist
-    source = args.dicom.resolve().name if file is None else file.stem
+    source = os.path.basename(os.path.abspath(args.dicom)) if file is None else file.stem
     run = run_folder(args.resume)
     tests = args.resume.parent if run is None else run / "tests"
     return tests / f"{args.resume.stem}-{source}"
