@@ -1,4 +1,4 @@
-"""Precision, the twin, compilation and evaluation on several devices: what must not change numbers."""
+"""Precision, the twin, compilation, evaluation on several devices: what must not change numbers."""
 
 from argparse import Namespace
 
