@@ -31,7 +31,7 @@ from utils.environment import describe_environment
 from utils.errors import UserError, run_command
 from utils.evaluation import YOUDEN, evaluation_tables, print_tables, threshold_number
 from utils.files import write_text
-from utils.flags import whole_number
+from utils.flags import OneLineParser, whole_number
 from utils.metrics import DEFAULT_THRESHOLD
 from utils.network_report import (
     copy_history,
@@ -214,8 +214,8 @@ def predict_folder(model: Model, args: argparse.Namespace, out: Path) -> None:
 
 def parse() -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser(
-        prog="test.py",
+    parser = OneLineParser(
+        prog="python test.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

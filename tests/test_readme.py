@@ -34,7 +34,7 @@ DEMO = "--rounds 1 --join_epoch -1 --image_size 32 --phantom_patients 24 --num_u
 DRY = "--dry_run"
 PREPARE_RSNA = (
     "python -m dataloaders.prepare rsna --dicom_dir stage_2_train --labels stage_2_train.csv "
-    "--out data/rsna"
+    "--out data/rsna --size 224"
 )
 PARTITION_RSNA = (
     "python -m dataloaders.partition data/rsna/labels.csv --out data/rsna --group PatientID "

@@ -5,7 +5,6 @@
 --out: runs that differ in nothing but the seed become one line with their spread.
 """
 
-import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from utils.figures import (
     matrix_triple,
     save_figure,
 )
+from utils.flags import OneLineParser
 from utils.run_folder import SOURCES, last_value, read_arguments, read_matrices, read_metrics
 from utils.tables import METRICS, differing_arguments, setting_text
 
@@ -175,7 +175,7 @@ def compare_runs(run_dirs: Sequence[Path], out_dir: Path) -> list[Path]:
 
 def main() -> None:
     """Rebuild one run's figures, or compare several runs."""
-    parser = argparse.ArgumentParser(prog="python -m utils.plots", description=__doc__)
+    parser = OneLineParser(prog="python -m utils.plots", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/comparison"), help="folder for a comparison"
