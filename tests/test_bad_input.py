@@ -138,7 +138,7 @@ def test_such_rows_are_dropped_and_counted_if_asked(data, end):
     data.replace_row(5, "3.png,P3,1,1")
     status, stdout, _ = end("--multi_label", "drop", "--dry_run", "--num_users", "2")
     assert status == 0
-    assert "1 row" in stdout
+    assert "7 images of train.csv, 1 rows left out" in stdout
     assert not (data.folder / "run").exists()
 
 

@@ -91,7 +91,7 @@ def runs(phantom_folder, tmp_path_factory) -> Runs:
     log = folder / "broken" / "log.txt"
     ended = {"ctrl_c": signal_when(first, log, "Supervised Client: 1", signal.SIGINT)}
     second = start("--resume", "broken", cwd=folder)
-    ended["term"] = signal_when(second, log, "Semi-Supervised Client: 2", signal.SIGTERM)
+    ended["term"] = signal_when(second, log, "Begin: com_round = 2", signal.SIGTERM)
     ended["resumed"] = end(start("--resume", "broken", "--gpu", "cpu", cwd=folder))
     ended["whole"] = end(whole_process)
     return Runs(folder / "whole", folder / "broken", ended)
@@ -236,7 +236,7 @@ def test_stopped_runs_say_so_and_what_to_type(runs):
 def test_run_stopped_in_its_first_round_begins_again(runs):
     assert runs.ended["ctrl_c"].stdout.count("Common Round") == 0
     assert "Begin: com_round = 0" in runs.ended["term"].stdout
-    assert "going on with round 1" in runs.ended["resumed"].stdout
+    assert "going on with round 2" in runs.ended["resumed"].stdout
     assert runs.ended["resumed"].status == 0, runs.ended["resumed"].stderr
 
 
