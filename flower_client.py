@@ -22,6 +22,7 @@ from federation import build_client
 from flower_messages import pack_update, unpack_flags, unpack_matrix, unpack_weights
 from networks.models import DenseNet121
 from utils.checkpoint import build_network, load_checkpoint, save_checkpoint
+from utils.client_checks import find_bad_number
 from utils.devices import (
     choose_devices,
     place_network,
@@ -86,7 +87,12 @@ def train_site(site: Site, content: RecordDict) -> RecordDict:
     weights = unpack_weights(content["weights"], net.state_dict())
     target = unpack_matrix("target", task, len(site.dataset.class_names))
     update = trainer.train(net, weights, task["round"], target)
-    memory.remember(task["round"], trainer.state_dict(), task["memory_round"])
+    if (fault := find_bad_number(update, trainer.state_dict())) is None:
+        memory.remember(task["round"], trainer.state_dict(), task["memory_round"])
+    else:
+        # The server will turn the answer away; which images to look at is nobody's but the site's.
+        names = ", ".join(site.dataset.names[index] for index in update.suspects)
+        print(f"client {site.client}, round {task['round']}: {fault}; look at the images {names}")
     return pack_update(update, site.client, -1 if recalled is None else task["memory_round"])
 
 

@@ -13,7 +13,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from confuse_matrix import RelationMatrix
-from options import FREE_ON_RESUME, build_parser, check_options
+from options import FREE_ON_RESUME, build_parser, check_values
 from utils.client import ClientUpdate
 from utils.errors import UserError
 
@@ -114,5 +114,5 @@ def unpack_flags(text: str) -> Namespace:
     if unknown := sorted(received.keys() - vars(args).keys()):
         raise UserError(f"flag --{unknown[0]} is not known here: install the server's version")
     vars(args).update(received)
-    check_options(args)
+    check_values(args)
     return args

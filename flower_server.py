@@ -4,7 +4,7 @@
 rounds over simulated sites (flower_simulation.py).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from flwr.app import (
@@ -18,13 +18,13 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from dataloaders.federated import FederatedData
-from federation import average_weights, build_networks, mean_relation, start
+from federation import average_weights, build_networks, first_weights, mean_relation, start
 from flower_messages import pack_matrix, pack_weights, unpack_update
 from flower_sites import RemoteSite, SiteRegister
 from networks.models import DenseNet121
 from utils.client import ClientUpdate
-from utils.errors import UserError
-from utils.run import Progress, Run
+from utils.run import Run
+from utils.run_state import Progress
 
 
 class FedIRM(FlowerFedAvg):
@@ -57,7 +57,8 @@ class FedIRM(FlowerFedAvg):
         self.sent = {}
         for site in active:
             self.run.start_client(site)
-            task = {"round": round, "memory_round": site.memory_round, **target}
+            with self.run.memory_of(site):
+                task = {"round": round, "memory_round": site.memory_round, **target}
             self.sent[site] = self.sites.message(site.node_id, MessageType.TRAIN, task, arrays)
         return list(self.sent.values())
 
@@ -65,28 +66,36 @@ class FedIRM(FlowerFedAvg):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Steps 3 to 5: the averages of what came back; evaluate, log, save."""
-        run, (_, matrix, round) = self.run, self.progress
+        run, (weights, matrix, round) = self.run, self.progress
         answered = self.sites.answers(self.sent, replies, round)
-        updates = (self.update(site, reply) for site, reply in answered)
+        updates = self.accepted(answered, round, weights)
         weights, reports = average_weights(updates, run.args.fedavg_weights, self.device, run)
-        for site, _ in answered:
-            site.memory_round = round
         self.progress = Progress(weights, mean_relation(reports, matrix), round + 1)
-        run.finish_round(
-            self.progress, self.net, self.data, self.sites.all(), reports, self.started
-        )
+        run.finish_round(self.progress, self.net, self.data, reports, self.started)
         return pack_weights(weights), None
 
-    def update(self, site: RemoteSite, reply: Message) -> ClientUpdate:
-        """What a site's answer holds; `UserError` where it is not an update of this network."""
-        try:
-            return unpack_update(
-                reply.content, self.net.state_dict(), len(self.data.test.class_names)
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"client {site.client}: not an update of this network: {error}"
-            ) from error
+    def accepted(
+        self,
+        answered: Sequence[tuple[RemoteSite, Message]],
+        round: int,
+        received: dict[str, torch.Tensor],
+    ) -> Iterator[ClientUpdate]:
+        """The updates that may be averaged, in the clients' order; the same checks as the loop's.
+
+        Raises `UserError` where they are fewer than `--min_clients`.
+        """
+        count = 0
+        for site, reply in answered:
+            try:
+                update = unpack_update(reply.content, received, len(self.data.class_names))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                self.run.guard.turn_away(site, round, f"its answer is no update: {error}")
+                continue
+            site.memory_round = round
+            if self.run.accept(site, round, update, received):
+                count += 1
+                yield update
+        self.sites.refuse_too_few(count, list(self.sent), round)
 
     def configure_evaluate(self, server_round, arrays, config, grid) -> Iterable[Message]:
         """No evaluation at the sites: the server has test images."""
@@ -97,15 +106,16 @@ def serve(
     run: Run, grid: Grid, data: FederatedData, devices: Sequence[torch.device], sites: SiteRegister
 ) -> None:
     """All rounds of a run that are still to do, with the clients at the end of `grid`."""
-    args, class_names = run.args, data.test.class_names
-    net = build_networks(args, class_names, devices[:1])[0]
-    progress = run.restore(data, sites.all()) or start(args, net, class_names)
-    run.begin(data, devices[:1])
-    strategy = FedIRM(run, data, net, devices[0], sites, progress)
+    args = run.args
+    progress = run.restore(data) or start(args, data.class_names)
+    networks = build_networks(args, data.class_names, devices[:1])
+    run.begin(data, sites.all(), networks, devices[:1])
+    progress = progress._replace(weights=first_weights(args, progress, networks[0]))
+    strategy = FedIRM(run, data, networks[0], devices[0], sites, progress)
     strategy.start(
         grid,
         pack_weights(progress.weights),
         num_rounds=args.rounds - progress.next_round,
         timeout=args.client_timeout,
     )
-    run.finish(strategy.progress.weights, net, data)
+    run.finish(strategy.progress.weights, networks[0], data)

@@ -43,7 +43,7 @@ def simulate(run: Run) -> None:
         @server.main()
         def rounds(grid: Grid, context) -> None:
             grid = StoppableGrid(grid, stop)
-            names = data.train.class_names
+            names = data.class_names
             sites = SiteRegister(grid, run.args, names, "clients", run.say)
             sites.wait_for(len(clients))
             serve(run, grid, data, devices, sites)

@@ -16,8 +16,13 @@ ASK_AGAIN_SECONDS = 60.0  # how soon a node that could not say who it is, is ask
 
 
 class RemoteSite:
-    """A site as the server knows it. Its memory stays at the site; the server remembers only
-    after which round that memory was counted, -1 for none."""
+    """A site as the server knows it, in the place of a trainer.
+
+    Its memory stays at the site; the server remembers only after which round the site's answer
+    was last counted, -1 for none, so that the site goes on from that round's memory.
+    """
+
+    remembered_copies = 0
 
     def __init__(self, node_id: int, client: int, labeled: bool, num_samples: int):
         self.node_id = node_id
@@ -120,12 +125,16 @@ class SiteRegister:
                 answered.append((site, reply))
                 continue
             self.say(f"client {site.client}: {_reason(reply)}: left out of round {round}")
-        if len(answered) < self.needed(list(sent)):
+        self.refuse_too_few(len(answered), list(sent), round)
+        return answered
+
+    def refuse_too_few(self, count: int, active: Sequence[RemoteSite], round: int) -> None:
+        """`UserError` where only `count` of the sites that trained can be averaged."""
+        if count < self.needed(active):
             raise UserError(
-                f"round {round}: {len(answered)} of {len(sent)} clients answered, "
+                f"round {round}: {count} of {len(active)} clients answered well, "
                 f"--min_clients {self.args.min_clients}; mend them and go on"
             )
-        return answered
 
     def online(self) -> list[RemoteSite]:
         """The sites whose node is connected; nodes not known yet are asked who they are."""

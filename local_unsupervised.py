@@ -142,9 +142,10 @@ class UnsupervisedLocalUpdate(LocalUpdate):
         relation = meter.add(scores, pseudo_labels, reliable)  # eq. 5
 
         size = args.batch_size if args.consistency_norm == "flag" else len(student_view)
-        consistency_loss = softmax_mse_loss(student_logits, teacher_logits, size)  # eq. 1
+        squared = softmax_mse_loss(student_logits, teacher_logits, size)  # eq. 1
+        consistency_loss = args.consistency_scale * squared
         if target_matrix is None:
-            return consistency_loss, consistency_loss.new_zeros(()), reliable
+            return consistency_loss, squared.new_zeros(()), reliable
         distance = relation_loss(relation, target_matrix, args.relation_distance)  # eq. 6
         return consistency_loss, args.relation_scale * distance, reliable
 

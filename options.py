@@ -356,6 +356,9 @@ def _unlabeled(parser: argparse.ArgumentParser) -> None:
         "--unsupervised_weight", type=float, default=15.0, help="factor on lambda (L_c + L_IRM)"
     )
     group.add_argument(
+        "--consistency_scale", type=float, default=1.0, help="factor on L_c; 0: without it"
+    )
+    group.add_argument(
         "--consistency_norm",
         choices=("flag", "batch"),
         default="flag",
@@ -558,6 +561,7 @@ RANGES = {
     "entropy_threshold": (0, 100),
     "confidence_threshold": (0, 1),
     "relation_scale": (0, 1e6),
+    "consistency_scale": (0, 1e6),
     "drop_rate": (0, 0.99),
     "seed": (0, 2**63 - 1),
     "eval_every": (1, 1_000_000),
@@ -572,7 +576,26 @@ RANGES = {
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Raise `UserError` for a flag out of range or two flags that contradict each other."""
+    """Raise `UserError` for flags that contradict each other, are out of range or missing."""
+    check_values(args)
+    if args.start_epoch >= args.rounds:
+        raise UserError(f"--start_epoch {args.start_epoch}: must be below --rounds {args.rounds}")
+    goes_on = args.resume is not None and args.resume.is_dir()
+    embedded = needs_embedded_data(args)
+    if args.dry_run and not goes_on and embedded:
+        raise UserError(f"--dry_run: preset {args.preset} makes its own data, nothing to check")
+    if goes_on or args.medmnist is not None or embedded:
+        return
+    train = () if args.engine == "sites" else ("csv_file_train",)
+    for name in ("root_path", *train, "csv_file_test"):
+        if not getattr(args, name):
+            raise UserError(
+                f"--{name} is missing; python train_main.py --preset demo needs no data of yours"
+            )
+
+
+def check_values(args: argparse.Namespace) -> None:
+    """Raise `UserError` for a flag out of range or two that contradict each other, paths aside."""
     for name, (low, high) in RANGES.items():
         value = getattr(args, name)
         if value is not None and not low <= value <= high:
@@ -584,21 +607,9 @@ def check_options(args: argparse.Namespace) -> None:
             f"--num_labeled {args.num_labeled} --num_unlabeled {args.num_unlabeled}: more than "
             f"--num_users {args.num_users}"
         )
-    if args.start_epoch >= args.rounds:
-        raise UserError(f"--start_epoch {args.start_epoch}: must be below --rounds {args.rounds}")
-    goes_on = args.resume is not None and args.resume.is_dir()
-    if args.dry_run and not goes_on and needs_embedded_data(args):
-        raise UserError(f"--dry_run: preset {args.preset} makes its own data, nothing to check")
-    if goes_on or args.medmnist is not None or needs_embedded_data(args):
-        return
-    for name in ("root_path", "csv_file_train", "csv_file_test"):
-        if not getattr(args, name):
-            raise UserError(
-                f"--{name} is missing; python train_main.py --preset demo needs no data of yours"
-            )
 
 
 def needs_embedded_data(args: argparse.Namespace) -> bool:
     """Whether the preset brings its own data and the user named none."""
     named = any(getattr(args, name) for name in DATA_FLAGS)
-    return args.preset in EMBEDDED_PRESETS and not named
+    return args.preset in EMBEDDED_PRESETS and not named and args.engine != "sites"

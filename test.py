@@ -6,6 +6,8 @@ python test.py --resume CHECKPOINT --dicom DIR
 """
 
 import argparse
+import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -18,13 +20,26 @@ from dataloaders.table import MULTI_LABEL, read_table
 from dataloaders.worker_pool import available_cores
 from networks.models import DenseNet121
 from utils.checkpoint import build_network, load_model, load_weights
-from utils.devices import choose_devices, inference_precision, place_network
+from utils.devices import (
+    PRECISIONS,
+    choose_devices,
+    place_network,
+    set_precision,
+    training_precision,
+)
 from utils.environment import describe_environment
 from utils.errors import UserError, run_command
 from utils.evaluation import YOUDEN, evaluation_tables, print_tables, threshold_number
+from utils.files import write_text
 from utils.flags import whole_number
 from utils.metrics import DEFAULT_THRESHOLD
-from utils.network_report import copy_history, describe_model, describe_run, report_network
+from utils.network_report import (
+    copy_history,
+    describe_model,
+    describe_run,
+    preprocessing_words,
+    report_network,
+)
 from utils.report import TEST_FILE
 from utils.resume import is_run
 from utils.scan_prediction import (
@@ -36,6 +51,11 @@ from utils.scan_prediction import (
 
 # What --dicom alone needs, and what it has no use for: scans come without labels.
 SCANS_ONLY = ("window", "size", "workers")
+HOW_TO_KNOW = {
+    "image_size": "the flag it was trained with, 224 for the released program",
+    "window": "the flag of `dataloaders.prepare rsna`, triple by default",
+    "size": "the flag of `dataloaders.prepare rsna`, 128 by default",
+}
 LABELLED_ONLY = ("root_path", "csv_file_val", "multi_label", "threshold", "sweep", "cache_dir")
 
 
@@ -46,19 +66,31 @@ class Model(NamedTuple):
     net: DenseNet121
     content: dict
 
-    def recorded(self, given: object, flag: str, *names: str):
-        """What the file says under `names`, or the flag's value where it says nothing.
+    def image_size(self, given: int | None) -> int:
+        """Pixels per side of the images the network was trained on; see `_settle`."""
+        return self._settle("image_size", given, self.content.get("preprocessing", {}))
+
+    def scan_preprocessing(self, window: str | None, size: int | None) -> Preprocessing:
+        """How those images were made from scans; see `_settle`."""
+        recorded = self.content.get("preprocessing", {}).get("dicom", {})
+        return Preprocessing(
+            self._settle("window", window, recorded), self._settle("size", size, recorded)
+        )
+
+    def _settle(self, name: str, given, recorded: dict):
+        """What the file records, or where it is silent the flag's value.
 
         Raises `UserError` where neither says it, or where they disagree.
         """
-        value = self.content.get("preprocessing", {})
-        for name in names:
-            value = value.get(name, {})
-        if value == {} and given is None:
-            raise UserError(f"{self.path}: does not say how its images were made; give {flag}")
-        if value != {} and given not in (None, value):
-            raise UserError(f"{flag.split()[0]} {given}: {self.path} was trained with {value}")
-        return given if value == {} else value
+        value = recorded.get(name, given)
+        if value is None:
+            raise UserError(
+                f"{self.path}: does not say how its images were made; say it with --{name}, "
+                f"{HOW_TO_KNOW[name]}"
+            )
+        if given not in (None, value):
+            raise UserError(f"--{name} {given}: {self.path} was trained with {value}")
+        return value
 
 
 def main() -> None:
@@ -77,16 +109,16 @@ def load(args: argparse.Namespace) -> Model:
     weights, content = load_model(args.resume, args.class_names)
     net = build_network(content["architecture"], content["class_names"])
     load_weights(net, weights, args.resume)
-    net = place_network(net, choose_devices(args.gpu, print)[0])
-    net.autocast_dtype = inference_precision(args.precision, next(net.parameters()).device)
+    device = choose_devices(args.gpu, print)[0]
+    net = place_network(net, device)
+    set_precision([net], training_precision(args.precision, [device]))
     return Model(args.resume, net, content)
 
 
 def report_labelled(model: Model, args: argparse.Namespace, out: Path) -> None:
     """Metrics, tables, figures and REPORT.md of labelled images."""
-    flag = "--image_size, as 224"
-    image_size = model.recorded(args.image_size, flag, "image_size")
-    datasets = load_images(args, model.content["architecture"]["mode"], image_size)
+    mode = model.content["architecture"]["mode"]
+    datasets = load_images(args, mode, model.image_size(args.image_size))
     for images in datasets.values():
         refuse_other_classes(images, model)
     facts = describe_model(model.path, model.content)
@@ -94,7 +126,7 @@ def report_labelled(model: Model, args: argparse.Namespace, out: Path) -> None:
         facts |= describe_run(run)
         environment = describe_environment([next(model.net.parameters()).device])
         copy_history(run, out, environment, model.content["round"])
-    facts["evaluated with"] = shlex.join(["python", *sys.argv])
+    facts["evaluated with"] = command_line()
     evaluation = report_network(
         out,
         model.net,
@@ -114,7 +146,7 @@ def load_images(
 ) -> dict[str, ImageDataset]:
     """The data set "test", and "val" where a threshold is to be chosen on it."""
     if args.medmnist is not None:
-        splits = ("val", "test") if args.threshold == YOUDEN else ("test",)
+        splits = ("validation", "testing") if args.threshold == YOUDEN else ("testing",)
         return load_medmnist(args.medmnist, image_size, "auto", splits)[1]
     files = {"test": args.csv_file_test, "val": args.csv_file_val}
     cache_dir = args.cache_dir or Path("data/cache")
@@ -144,14 +176,17 @@ def refuse_other_classes(images: ImageDataset, model: Model) -> None:
 
 def predict_folder(model: Model, args: argparse.Namespace, out: Path) -> None:
     """Probabilities per slice and per study of a folder of DICOM files."""
-    flag = "--window and --size, as its images were prepared (--window triple --size 128, say)"
-    window = model.recorded(args.window, flag, "dicom", "window")
-    size = model.recorded(args.size, flag, "dicom", "size")
-    image_size = model.recorded(args.image_size, "--image_size, as 224", "image_size")
-    scans = ScanFiles(args.dicom, Preprocessing(window, size), image_size)
+    preprocessing = model.scan_preprocessing(args.window, args.size)
+    image_size = model.image_size(args.image_size)
+    scans = ScanFiles(args.dicom, preprocessing, image_size)
     workers = available_cores() if args.workers is None else args.workers
     predictions = predict_scans(model.net, scans, args.batch_size, workers)
     write_scan_predictions(out, predictions, model.content["class_names"])
+    facts = describe_model(model.path, model.content) | {
+        "preprocessing": preprocessing_words(image_size, preprocessing._asdict()),
+        "evaluated with": command_line(),
+    }
+    write_text(out / "model.json", json.dumps(facts, indent=2) + "\n")
     for line in summary_lines(predictions):
         print(line)
     if not predictions.slices:
@@ -230,10 +265,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=48,
         help="images per forward pass",
     )
-    add("--precision", choices=("auto", "float32"), default="auto", help="auto: float16 on a GPU")
+    add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where a GPU has it")
     add("--gpu", default="0", help="CUDA device, or cpu")
     add("--cache_dir", type=Path, help="folder for decoded images (data/cache)")
     add("--out", type=Path, help="folder for the results; default: in the run's tests/")
+
+
+def command_line() -> str:
+    """This command as it can be typed again."""
+    return shlex.join(["python", *sys.argv])
 
 
 def run_folder(checkpoint: Path) -> Path | None:
@@ -245,7 +285,7 @@ def run_folder(checkpoint: Path) -> Path | None:
 def default_folder(args: argparse.Namespace) -> Path:
     """Where results go: one folder for each checkpoint and source, beside the run's own files."""
     file = args.csv_file_test or args.medmnist
-    source = args.dicom.resolve().name if file is None else file.stem
+    source = os.path.basename(os.path.abspath(args.dicom)) if file is None else file.stem
     run = run_folder(args.resume)
     tests = args.resume.parent if run is None else run / "tests"
     return tests / f"{args.resume.stem}-{source}"

@@ -46,11 +46,9 @@ def main() -> int:
     try:
         if args.dry_run:
             print("\n".join(dry_run(run.args)))
-        elif run.args.engine == "flower":
-            simulate(run)
         else:
             with disk_full_as_user_error(run.folder):
-                train(run)
+                ENGINES[run.args.engine](run)
     except (KeyboardInterrupt, SystemExit) as stop:
         run.say(f"stopped; {run.next_command()}")
         return stop.code if isinstance(stop, SystemExit) else 130
@@ -70,12 +68,12 @@ def train(run: Run) -> None:
     """All rounds of a run that are still to do."""
     args = run.args
     devices, data = prepare(run)
-    progress = run.restore(data) or start(args, data.train.class_names)
-    networks = build_networks(args, data.train.class_names, devices)
+    progress = run.restore(data) or start(args, data.class_names)
+    networks = build_networks(args, data.class_names, devices)
     clients = build_clients(args, data)
+    weights, target_matrix = first_weights(args, progress, networks[0]), progress.matrix
     run.begin(data, clients, networks, devices)
     compile_networks(networks, args, len(data.train), data.train.image_size, run.say)
-    weights, target_matrix = first_weights(args, progress, networks[0]), progress.matrix
 
     for round in range(progress.next_round, args.rounds):
         # 1. Broadcast: the global weights and the mean relation matrix go to who takes part.
@@ -132,6 +130,14 @@ def train_clients(
             for client in active:
                 client.stop.set()
             raise
+
+
+def refuse_sites(run: Run) -> None:
+    """A run whose clients are at their own sites is started by Flower's own command."""
+    raise UserError("--engine sites: started by `flwr run`, see docs/DEPLOY.md")
+
+
+ENGINES = {"loop": train, "flower": simulate, "sites": refuse_sites}
 
 
 def _stop_by_signal(number: int, _frame) -> None:

@@ -29,7 +29,6 @@ from pydicom.pixels import apply_modality_lut
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from dataloaders.dicom import Preprocessing
-from dataloaders.phantom import generate, write_dicom
 from dataloaders.rsna import convert_dicom
 from dataloaders.rsna_labels import ALL_COLUMNS
 from dataloaders.windows import window_picture
@@ -182,7 +181,18 @@ def _measured_call(module: str, name: str, arguments: str, path: Path) -> None:
 
 
 def _phantom(folder: Path) -> Path:
-    write_dicom(generate(num_patients=20, size=512, seed=1), folder)
+    """Drawn in a process of its own, whose memory does not serve the bare cost."""
+    command = [
+        "-m",
+        "dataloaders.phantom",
+        "--format",
+        "dicom",
+        "--patients",
+        "20",
+        "--size",
+        "512",
+    ]
+    subprocess.run([sys.executable, *command, "--out", folder], check=True, capture_output=True)
     return folder / "stage_2_train"
 
 

@@ -32,14 +32,21 @@ SMALLEST_IMAGE = 32  # DenseNet121 halves the sides five times
 class FederatedData(NamedTuple):
     """table: the training images' names and labels. val is None where there is no such set.
     split: each client's rows of `train`, and which clients have labels. preprocessing: how files
-    became images, for whoever uses the trained weights."""
+    became images, for whoever uses the trained weights. table, train and split are None at a
+    server whose clients hold their own images. num_training: how many those are together."""
 
-    table: ImageTable
-    train: ImageDataset
+    table: ImageTable | None
+    train: ImageDataset | None
     val: ImageDataset | None
     test: ImageDataset
-    split: Split
+    split: Split | None
     preprocessing: dict
+    num_training: int
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes, the same in every set."""
+        return self.test.class_names
 
     def fingerprints(self) -> dict[str, str]:
         """What identifies each set's images and labels, and who holds which ("clients")."""
@@ -52,7 +59,7 @@ class FederatedData(NamedTuple):
 
 
 def load_federated_data(args: Namespace, say: Callable[[str], None]) -> FederatedData:
-    """Read the labels, decode the images and deal the training images to the clients.
+    """Read the labels, decode the images and deal the training images, if any, to the clients.
 
     `say` gets the class x client table, the warnings, and what takes time. Raises `UserError` for
     whatever in the data or the flags about them cannot be used.
@@ -65,15 +72,17 @@ def load_federated_data(args: Namespace, say: Callable[[str], None]) -> Federate
     for name, table in tables.items():
         if table.dropped:
             say(f"{name}: {table.dropped} rows with no class or several left out")
-    dealt = deal_clients(args, tables["train"])
-    for line in describe_clients(tables["train"], dealt):
-        say(line)
+    train, dealt = tables.get("train"), None
+    if train is not None:
+        dealt = deal_clients(args, train)
+        for line in describe_clients(train, dealt):
+            say(line)
     for name, table in tables.items():
         if name not in datasets:
             datasets[name] = load_dataset(
                 table, args.root_path, args.image_size, args.cache, args.cache_dir, say
             )
-    image_size = datasets["train"].image_size
+    image_size = datasets["test"].image_size
     if image_size < SMALLEST_IMAGE:
         raise UserError(
             f"--image_size {args.image_size}: images of {image_size} pixels are too small for "
@@ -81,12 +90,13 @@ def load_federated_data(args: Namespace, say: Callable[[str], None]) -> Federate
         )
     preparation = {} if args.medmnist else read_preparation(args.root_path)
     return FederatedData(
-        tables["train"],
-        datasets["train"],
+        train,
+        datasets.get("train"),
         datasets.get("val"),
         datasets["test"],
         dealt,
         {"image_size": image_size} | preparation,
+        0 if train is None else len(train),
     )
 
 

@@ -6,9 +6,10 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from utils.errors import UserError
@@ -69,20 +70,28 @@ def fingerprint_files(paths: Sequence[Path], image_size: int) -> str:
     return digest.hexdigest()
 
 
-def read_header(path: Path) -> tuple[tuple[int, int], bool]:
-    """(width, height) and whether the file is grey, from its header; `ValueError` with a reason."""
+class ImageHeader(NamedTuple):
+    """What a file says of its picture: PIL's size (width, height) and mode."""
+
+    size: tuple[int, int]
+    mode: str
+
+
+def read_header(path: Path) -> ImageHeader:
+    """The header of an image that can be trained on; `ValueError` with a reason for any other."""
     try:
         with Image.open(path) as image:
-            size, mode = image.size, image.mode
+            header = ImageHeader(image.size, image.mode)
     except Image.DecompressionBombError as error:
         raise ValueError("more than the 16 million pixels allowed") from error
-    except (OSError, UnidentifiedImageError, ValueError) as error:
-        raise ValueError(f"not readable as an image ({_reason(error)})") from error
-    if size[0] * size[1] > MAX_PIXELS:
-        raise ValueError(f"{size[0]} x {size[1]} pixels, more than the 16 million allowed")
-    if mode not in GREY_MODES + COLOUR_MODES:
-        raise ValueError(f"pixels of mode {mode}: convert it to 8-bit grey or RGB")
-    return size, mode in GREY_MODES
+    except Exception as error:  # a damaged header makes PIL raise nearly anything
+        raise ValueError(f"damaged or no image ({_reason(error)})") from error
+    width, height = header.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels, more than the 16 million allowed")
+    if header.mode not in GREY_MODES + COLOUR_MODES:
+        raise ValueError(f"pixels of mode {header.mode}: convert it to 8-bit grey or RGB")
+    return header
 
 
 def decode_image(path: Path, image_size: int, grey: bool) -> np.ndarray:
@@ -128,8 +137,8 @@ def _build_cache(
         # PIL warns of huge images; read_header refuses them in its own words.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         headers = list(_named(pool.map(_attempt(read_header), paths), describe))
-        grey = all(is_grey for _, is_grey in headers)
-        side = image_size or _common_side([size for size, _ in headers], describe)
+        grey = all(header.mode in GREY_MODES for header in headers)
+        side = image_size or _common_side([header.size for header in headers], describe)
         decode = _attempt(lambda path: decode_image(path, image_size, grey))
         with (
             atomic_write(array_path) as file,

@@ -112,16 +112,15 @@ class _Worker:
         self.in_hand.append(task)
         # A worker that died is reported, with the file that killed it, by take().
         with suppress(OSError):
-            self.pipe.send(task)
+            self.pipe.send(tuple(task))
 
     def take(self) -> Outcome:
         try:
-            outcome = self.pipe.recv()
+            answer = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join(timeout=5)
             raise UserError(self._obituary()) from None
-        self.in_hand.popleft()
-        return outcome
+        return Outcome(self.in_hand.popleft(), **answer)
 
     def stop(self) -> None:
         self.pipe.close()
@@ -146,7 +145,7 @@ def _serve(pipe: Connection, convert: Converter, folder: Path) -> None:
     _keep_freed_memory()
     with suppress(EOFError, OSError):
         while True:
-            pipe.send(_convert_one(pipe.recv(), convert, folder))
+            pipe.send(_convert_one(*pipe.recv(), convert, folder))
 
 
 def _keep_freed_memory() -> None:
@@ -158,17 +157,18 @@ def _keep_freed_memory() -> None:
             c_library.mallopt(option, KEPT_BYTES)
 
 
-def _convert_one(task: Task, convert: Converter, folder: Path) -> Outcome:
+def _convert_one(name: str, source: str, convert: Converter, folder: Path) -> dict[str, object]:
+    """The fields of an `Outcome` that are not as by default."""
     start = time.perf_counter()
     try:
-        picture, record = convert(task.source)
+        picture, record = convert(source)
     except ValueError as error:
-        return Outcome(task, rejected=str(error))
+        return {"rejected": str(error)}
     try:
-        size = write_png(picture, folder / task.name)
+        size = write_png(picture, folder / name)
     except OSError as error:
-        return Outcome(task, fatal=f"{folder / task.name} cannot be written: {error.strerror}")
-    return Outcome(task, record=record, size=size, seconds=time.perf_counter() - start)
+        return {"fatal": f"{folder / name} cannot be written: {error.strerror}"}
+    return {"record": record, "size": size, "seconds": time.perf_counter() - start}
 
 
 def write_png(picture: np.ndarray, path: Path) -> int:

@@ -303,13 +303,13 @@ def test_full_passes_equal_draws_behind_one_backbone_pass(net, weights, batch):
 
 
 def test_entropy_is_distributed_as_with_full_passes(net, weights):
-    """40 estimates from 3 full passes each against 2000 from one backbone pass."""
+    """30 estimates from 3 full passes each against 2000 from one backbone pass."""
     net.load_state_dict(weights | {HEAD: weights[HEAD] / 2})
     net.train()
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(12))
     with torch.no_grad():
         net.dropout.generator = torch.Generator().manual_seed(21)
-        full = torch.stack([net(images)[1] for _ in range(120)]).unflatten(0, (40, 3))
+        full = torch.stack([net(images)[1] for _ in range(90)]).unflatten(0, (30, 3))
         net.dropout.generator = torch.Generator().manual_seed(22)
         activations = net.pooled(images)
         shared = net.classify(activations.expand(2000, 3, *activations.shape))

@@ -260,7 +260,7 @@ def test_a_second_run_makes_only_what_is_missing(hospital, tmp_path):
     (images / "ID_good05.png").write_bytes(b"half a pict")
     (images / ".ID_rle.png.partial").write_bytes(b"left by a kill")
     with open(tmp_path / "progress.csv", "a") as file:
-        file.write("ID_good05.png,3")
+        file.write("no,line,of,ours\nID_good05.png,3")
     done = rsna(hospital, tmp_path)
     assert done.returncode == 0 and "13 are done already" in done.stdout
     new = {path.name: path.stat().st_mtime_ns for path in images.iterdir()}

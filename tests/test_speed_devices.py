@@ -1,4 +1,4 @@
-"""Precision, the twin, compilation, evaluation on several devices: what must not change numbers."""
+"""Precision, twin, compilation, evaluation on several devices: what must not change numbers."""
 
 from argparse import Namespace
 

@@ -109,11 +109,16 @@ class ClientGuard:
     ) -> bool:
         """Whether the update may be averaged and `state` be kept."""
         fault = find_misfit(update, received)
-        if fault is None and (fault := find_bad_number(update, state)) is not None:
+        if fault is None and (fault := find_bad_number(update, state)) and update.suspects:
             images = ", ".join(client.dataset.names[index] for index in update.suspects)
             fault += f" after training on the images {images}"
         if fault is None:
             return True
+        self.turn_away(client, round, fault)
+        return False
+
+    def turn_away(self, client: LocalUpdate, round: int, fault: str) -> None:
+        """Leave out of the round a client whose answer has a `fault`, or stop, by the policy."""
         fault = f"client {client.client}, round {round}: {fault}"
         if self.policy == "stop":
             raise UserError(
@@ -129,4 +134,3 @@ class ClientGuard:
                 "its images and the settings"
             )
         self.say(f"left out of this round: {fault}")
-        return False

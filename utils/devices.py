@@ -66,15 +66,6 @@ def set_precision(networks: Sequence[DenseNet121], precision: str) -> None:
         net.autocast_dtype = torch.bfloat16 if precision == "bf16" else None
 
 
-def inference_precision(precision: str, device: torch.device) -> torch.dtype | None:
-    """For `DenseNet121.autocast_dtype`: what to predict in on `device`.
-
-    "auto" is float16 on a GPU, whose convolutions keep no more digits of float32 by default, and
-    float32 (None) elsewhere; "float32" is that everywhere.
-    """
-    return torch.float16 if precision == "auto" and device.type == "cuda" else None
-
-
 def place_network(net: DenseNet121, device: torch.device) -> DenseNet121:
     """`net` on `device`, its convolutions in channels-last order (twice as fast on a CPU)."""
     return net.to(device=device, memory_format=torch.channels_last)

@@ -94,7 +94,7 @@ def disk_full_as_user_error(path: Path, needed: int | None = None) -> Iterator[N
             raise
         wanted = "" if needed is None else f" and {megabytes(needed)} needed"
         raise UserError(
-            f"{path}: disk full, {megabytes(free_bytes(path.parent))} free{wanted}; "
+            f"{path}: {error.strerror}, {megabytes(free_bytes(path.parent))} free{wanted}; "
             "make room there, then go on (a run: with --resume and its folder)"
         ) from error
 

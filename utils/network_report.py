@@ -87,11 +87,12 @@ def describe_model(path: Path, content: Mapping) -> dict[str, str]:
     if "preset" in content:
         facts["training"] = f"preset {content['preset']}, {content['round'] + 1} rounds"
     if "image_size" in preprocessing:
-        facts["preprocessing"] = _preprocessing_words(**preprocessing)
+        facts["preprocessing"] = preprocessing_words(**preprocessing)
     return facts
 
 
-def _preprocessing_words(image_size: int, dicom: Mapping | None = None) -> str:
+def preprocessing_words(image_size: int, dicom: Mapping | None = None) -> str:
+    """How images are made, for a reader; `dicom` as in `Preprocessing`, where they were scans."""
     resized = f"{image_size} x {image_size} pixels (bilinear), ImageNet's mean and deviation"
     if dicom is None:
         return resized

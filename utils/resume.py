@@ -2,7 +2,7 @@
 
 import json
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -13,8 +13,12 @@ from utils.locks import FolderLock
 ARGS_FILE = "args.json"
 
 
-def open_folder(args: Namespace) -> tuple[Namespace, Path, FolderLock]:
+def open_folder(
+    args: Namespace, argv: Sequence[str] | None = None
+) -> tuple[Namespace, Path, FolderLock]:
     """(flags, folder, its lock) of a new run, or of an old one to go on with (`--resume` a folder).
+
+    `args` come from the flags `argv`, by default the command line's.
 
     Raises `UserError` where another process is at work there, where a new run would fall on an
     old one, and where a flag typed now would change what an old one computes.
@@ -26,7 +30,7 @@ def open_folder(args: Namespace) -> tuple[Namespace, Path, FolderLock]:
     lock = FolderLock(folder)
     try:
         if goes_on:
-            return resumed_args(args), folder, lock
+            return resumed_args(args, argv), folder, lock
         if is_run(folder):
             raise UserError(
                 f"--run_dir {folder}: holds a run already; go on with --resume {folder} or name "
@@ -49,7 +53,7 @@ def is_run(folder: Path) -> bool:
     return (folder / ARGS_FILE).exists()
 
 
-def resumed_args(args: Namespace) -> Namespace:
+def resumed_args(args: Namespace, argv: Sequence[str] | None = None) -> Namespace:
     """The flags a run began with, and those typed now that may change.
 
     `resume` is what the run itself began from: a .pth file or None.
@@ -66,7 +70,7 @@ def resumed_args(args: Namespace) -> Namespace:
         for name, value in saved.items()
         if name in actions
     }
-    typed = explicit_flags()
+    typed = explicit_flags(argv)
     changed = differences(typed, merged)
     if changed:
         raise UserError(

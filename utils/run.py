@@ -39,6 +39,9 @@ from utils.resume import (
 from utils.rounds import RoundMatrices, evaluation_numbers, matrices_rows, round_row
 from utils.run_state import KEPT_STATES, Progress, RunState, StateFiles
 
+# columns of metrics.csv that TensorBoard's table of runs shows beside the flags
+HYPERPARAMETER_METRICS = ("test_auroc", "test_accuracy", "test_f1", "loss")
+
 
 class Run:
     """The folder of one run. `restore`, then `begin`, then rounds, then `finish`, then `close`."""
@@ -118,7 +121,7 @@ class Run:
         self._refuse_small_disk(clients, networks[0])
         state_bytes = sum(client.remembered_copies for client in clients) * model_bytes(networks[0])
         self.store.placement = choose_placement(self.args.client_state, state_bytes, devices)
-        if not is_run(self.folder):
+        if not is_run(self.folder) and data.split is not None:
             save_split(
                 self.folder / "split.json",
                 data.table,
@@ -133,12 +136,12 @@ class Run:
         _write_json(self.folder / "env.json", environment)
         first_lines = (
             log_lines.namespace_line(self.args),
-            log_lines.training_size_line(len(data.train)),
+            log_lines.training_size_line(data.num_training),
         )
         self.log.open(self.folder / "log.txt", first_lines)
         if self.history:
             # A kill may have fallen between the state of a round and the tables made from it.
-            self._write_tables(data.train.class_names)
+            self._write_tables(data.class_names)
 
     def _refuse_small_disk(self, clients: Sequence[LocalUpdate], net: DenseNet121) -> None:
         """The last two rounds' states stay while the next one's is written, so room for three."""
@@ -248,7 +251,7 @@ class Run:
         self.history.append(row)
         self.matrices.append(RoundMatrices.of_round(round, reports))
         self._save(progress, data, last)
-        self._write_tables(data.train.class_names)
+        self._write_tables(data.class_names)
         self._add_to_curves()
         if progress.next_round % self.args.figure_every == 0:
             rebuild_figures(self.folder)
@@ -281,7 +284,7 @@ class Run:
         if last or progress.next_round % self.args.save_every == 0:
             content = model_content(
                 progress.weights,
-                data.train.class_names,
+                data.class_names,
                 architecture(self.args),
                 data.preprocessing,
                 self.args.preset,
@@ -301,6 +304,7 @@ class Run:
         row = self.history[-1]
         if self.curves is None:
             self.curves = Curves(self.folder / "tb", row["round"])
+            self.curves.hyperparameters(plain_args(self.args), HYPERPARAMETER_METRICS)
         self.curves.scalars(row, row["round"])
         for name, matrix in self.matrices[-1].means().items():
             self.curves.matrix(name, matrix, row["round"])
@@ -328,9 +332,12 @@ def architecture(args: Namespace) -> dict:
     }
 
 
-def open_run(args: Namespace) -> Run:
-    """A new run in a folder of its own, or an old one to go on with (`--resume` a folder)."""
-    return Run(*open_folder(args))
+def open_run(args: Namespace, argv: Sequence[str] | None = None) -> Run:
+    """A new run in a folder of its own, or an old one to go on with (`--resume` a folder).
+
+    `args` come from the flags `argv`, by default the command line's.
+    """
+    return Run(*open_folder(args, argv))
 
 
 def model_bytes(net: DenseNet121) -> int:

@@ -168,6 +168,6 @@ def summary_lines(predictions: ScanPredictions) -> list[str]:
         lines.append(f"{without} slices name no StudyInstanceUID: in {SLICES_FILE} alone")
     reasons = Counter(item.reason for item in rejected)
     if rejected:
-        lines.append(f"{len(rejected)} files left out, listed in {REJECTED_FILE}:")
+        lines.append(f"files left out: {len(rejected)}, listed in {REJECTED_FILE}")
         lines += [f"  {count} x {reason}" for reason, count in reasons.most_common()]
     return lines

@@ -76,8 +76,7 @@ class Trial:
         if odd or leftovers:
             self.counts["runs that differ"] += 1
             print(f"{folder}: {odd[:5]} {leftovers}", file=sys.stderr)
-        else:
-            shutil.rmtree(folder)
+        shutil.rmtree(folder)
 
     def _inspect(self, folder: Path) -> None:
         try:
