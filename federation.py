@@ -18,7 +18,13 @@ from networks.models import DenseNet121
 from options import needs_embedded_data
 from utils.checkpoint import build_network, load_weights, starting_weights
 from utils.client import ClientUpdate, LocalUpdate, copy_weights
-from utils.devices import choose_devices, place_network, set_deterministic
+from utils.devices import (
+    choose_devices,
+    place_network,
+    set_deterministic,
+    set_precision,
+    training_precision,
+)
 from utils.run import Run, architecture
 from utils.run_state import Progress
 from utils.seeding import derive_seed
@@ -50,9 +56,11 @@ def prepare(run: Run) -> tuple[list[torch.device], FederatedData]:
 def build_networks(
     args: Namespace, class_names: Sequence[str], devices: Sequence[torch.device]
 ) -> list[DenseNet121]:
-    """One network per device, random weights drawn from the seed."""
+    """One network per device, in the precision that `--precision` asks for; random weights drawn
+    from the seed."""
     torch.manual_seed(derive_seed(args.seed, "network"))
     networks = [build_network(architecture(args), class_names) for _ in devices]
+    set_precision(networks, training_precision(args.precision, devices))
     return [place_network(net, device) for net, device in zip(networks, devices, strict=True)]
 
 

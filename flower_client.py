@@ -23,7 +23,13 @@ from flower_messages import pack_update, unpack_flags, unpack_matrix, unpack_wei
 from networks.models import DenseNet121
 from utils.checkpoint import build_network, load_checkpoint, save_checkpoint
 from utils.client_checks import find_bad_number
-from utils.devices import choose_devices, place_network, set_deterministic
+from utils.devices import (
+    choose_devices,
+    place_network,
+    set_deterministic,
+    set_precision,
+    training_precision,
+)
 from utils.errors import UserError
 from utils.run import architecture
 
@@ -70,11 +76,9 @@ def train_site(site: Site, content: RecordDict) -> RecordDict:
     """One round of local training as `content` asks for it; the answer's content."""
     task, args = content["task"], site.args
     set_deterministic(bool(args.deterministic))
-    net = network_on(
-        choose_devices(site.gpu, print)[0],
-        site.dataset.class_names,
-        tuple(architecture(args).items()),
-    )
+    device = choose_devices(site.gpu, print)[0]
+    net = network_on(device, site.dataset.class_names, tuple(architecture(args).items()))
+    set_precision([net], training_precision(args.precision, [device]))
     memory = Memory(site.memory, task["experiment"], site.client)
     trainer = build_client(args, site.dataset, site.indices, site.client, site.labeled)
     recalled = memory.recall(task["memory_round"])

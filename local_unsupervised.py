@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 import torch
-from torch.func import functional_call
 from torch.nn.functional import cross_entropy, softmax
 
 from confuse_matrix import RelationMatrix, RelationMeter, relation_loss
@@ -17,6 +16,7 @@ from utils.client import (
     copy_tensors,
     copy_weights,
     net_device,
+    set_tensors,
 )
 from utils.losses import mean_prediction, predictive_entropy, reliable_mask, softmax_mse_loss
 from utils.ramps import get_current_consistency_weight
@@ -80,12 +80,8 @@ class UnsupervisedLocalUpdate(LocalUpdate):
         device = net_device(net)
         self.receive(net, weights, round, self.batchnorm_momentum())
         optimizer = self.build_optimizer(net, args.base_lr)
-        student = dict(net.named_parameters())
-        teacher = copy_tensors(self.teacher or student, device)
-        # BatchNorm in train mode writes its statistics; the teacher's must not reach the student's.
-        teacher_state = copy_tensors(dict(net.named_buffers()))
-        if args.ema_consistency:
-            teacher_state |= teacher
+        teacher = self.teacher_network(net)
+        parameters, teacher_parameters = list(net.parameters()), list(teacher.parameters())
         if target_matrix is not None:
             target_matrix = target_matrix.to(device)
         meter = RelationMeter(args.temperature, args.absent_class, "batches")
@@ -95,17 +91,18 @@ class UnsupervisedLocalUpdate(LocalUpdate):
             weight = args.unsupervised_weight * self.consistency_weight(round, epoch)
             for batch in batches:
                 consistency, relation, reliable = self.losses(
-                    net, teacher_state, batch, target_matrix, meter
+                    net, teacher, batch, target_matrix, meter
                 )
                 loss = weight * (consistency + self.matches_relation * relation)  # eq. 7
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                update_ema_variables(student.values(), teacher.values(), args.ema_decay, step)
+                update_ema_variables(parameters, teacher_parameters, self.ema_decay, step)
                 step += 1
                 log.add(batch, loss, consistency, relation, reliable.float().mean())
 
-        self.optimizer_state, self.teacher, self.step = optimizer.state_dict(), teacher, step
+        self.optimizer_state, self.step = optimizer.state_dict(), step
+        self.teacher = copy_tensors(dict(teacher.named_parameters()))
         stats = log.means() | {"consistency_weight": self.consistency_weight(round, epoch)}
         return ClientUpdate(
             copy_weights(net),
@@ -120,22 +117,18 @@ class UnsupervisedLocalUpdate(LocalUpdate):
     def losses(
         self,
         net: DenseNet121,
-        teacher_state: dict[str, torch.Tensor],
+        teacher: DenseNet121,
         batch: Batch,
         target_matrix: RelationMatrix | None,
         meter: RelationMeter,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """L_c and L_IRM of one batch, scalars, and which of its samples are reliable, bool (B,).
-
-        `teacher_state` replaces entries of `net` in the teacher's pass: BatchNorm's statistics,
-        and the parameters unless the student is its own teacher (ema_consistency 0).
-        """
+        """L_c and L_IRM of one batch, scalars, and which of its samples are reliable, bool (B,)."""
         args = self.args
         student_view, teacher_view = batch.views  # (B, 3, S, S) each
         activations, student_logits = net(student_view)  # (B, 1024), (B, C)
         student_probabilities = softmax(student_logits, dim=1)
         with torch.no_grad():
-            _, teacher_logits = functional_call(net, teacher_state, (teacher_view,))
+            _, teacher_logits = teacher(teacher_view)
             # In train mode the backbone gives the same features at every pass, so T stochastic
             # passes are T draws of the dropout behind it.
             stochastic = net.classify(activations.expand(args.mc_passes, *activations.shape))
@@ -149,11 +142,28 @@ class UnsupervisedLocalUpdate(LocalUpdate):
         relation = meter.add(scores, pseudo_labels, reliable)  # eq. 5
 
         size = args.batch_size if args.consistency_norm == "flag" else len(student_view)
-        consistency_loss = softmax_mse_loss(student_logits, teacher_logits, size)  # eq. 1
+        squared = softmax_mse_loss(student_logits, teacher_logits, size)  # eq. 1
+        consistency_loss = args.consistency_scale * squared
         if target_matrix is None:
-            return consistency_loss, consistency_loss.new_zeros(()), reliable
+            return consistency_loss, squared.new_zeros(()), reliable
         distance = relation_loss(relation, target_matrix, args.relation_distance)  # eq. 6
         return consistency_loss, args.relation_scale * distance, reliable
+
+    def teacher_network(self, net: DenseNet121) -> DenseNet121:
+        """The twin of `net` as this client's teacher: in train mode, with its own BatchNorm.
+
+        Its weights are those remembered, or the student's before there are any.
+        """
+        teacher = net.twin().train()
+        remembered = self.teacher if self.args.ema_consistency else None
+        student = dict(net.named_parameters())
+        set_tensors(dict(teacher.named_parameters()), remembered or student)
+        return teacher
+
+    @property
+    def ema_decay(self) -> float:
+        """The teacher's decay; without ema_consistency it follows the student at once."""
+        return self.args.ema_decay if self.args.ema_consistency else 0.0
 
     @property
     def matches_relation(self) -> bool:

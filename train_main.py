@@ -8,7 +8,6 @@ python train_main.py --resume runs/NAME
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from queue import SimpleQueue
 
@@ -30,11 +29,13 @@ from flower_simulation import simulate
 from networks.models import DenseNet121
 from options import args_parser
 from utils.client import ClientUpdate, LocalUpdate
+from utils.compilation import compile_networks
 from utils.devices import memory_shortage
 from utils.errors import UserError, run_command
 from utils.files import disk_full_as_user_error
 from utils.run import Run, open_run
 from utils.run_state import Progress
+from utils.threads import cancelling_pool
 
 
 def main() -> int:
@@ -70,8 +71,9 @@ def train(run: Run) -> None:
     progress = run.restore(data) or start(args, data.class_names)
     networks = build_networks(args, data.class_names, devices)
     clients = build_clients(args, data)
-    run.begin(data, clients, networks, devices)
     weights, target_matrix = first_weights(args, progress, networks[0]), progress.matrix
+    run.begin(data, clients, networks, devices)
+    compile_networks(networks, args, len(data.train), data.train.image_size, run.say)
 
     for round in range(progress.next_round, args.rounds):
         # 1. Broadcast: the global weights and the mean relation matrix go to who takes part.
@@ -87,7 +89,7 @@ def train(run: Run) -> None:
         target_matrix = mean_relation(reports, target_matrix)
         # 5. Evaluate, log, save.
         progress = Progress(weights, target_matrix, round + 1)
-        run.finish_round(progress, networks[0], data, reports, started)
+        run.finish_round(progress, networks, data, reports, started)
     run.finish(weights, networks[0], data)
 
 
@@ -121,15 +123,13 @@ def train_clients(
     if len(networks) == 1:
         yield from filter(None, map(work, active))
         return
-    pool = ThreadPoolExecutor(len(networks))
-    try:
-        yield from filter(None, pool.map(work, active))
-    except BaseException:
-        for client in active:
-            client.stop.set()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with cancelling_pool(len(networks)) as pool:
+        try:
+            yield from filter(None, pool.map(work, active))
+        except BaseException:
+            for client in active:
+                client.stop.set()
+            raise
 
 
 def refuse_sites(run: Run) -> None:

@@ -5,6 +5,7 @@ Normalize with ImageNet's mean and standard deviation, without a loop over sampl
 """
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -55,9 +56,16 @@ def apply_views(images: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
     """uint8-valued images (B, 1 or 3, H, W) in 0..255 -> (B, 3, H, W), ImageNet mean and std."""
-    mean = images.new_tensor(IMAGENET_MEAN)[:, None, None] * 255
-    scale = 1 / (images.new_tensor(IMAGENET_STD)[:, None, None] * 255)
-    return ((images - mean) * scale).contiguous(memory_format=torch.channels_last)
+    mean, scale = _imagenet_scaling(images.device)
+    return (images - mean).mul_(scale).contiguous(memory_format=torch.channels_last)
+
+
+@cache
+def _imagenet_scaling(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and 1 / std for pixels in 0..255, (3, 1, 1); a copy to a GPU would wait for it."""
+    mean = torch.tensor(IMAGENET_MEAN, device=device)[:, None, None] * 255
+    scale = 1 / (torch.tensor(IMAGENET_STD, device=device)[:, None, None] * 255)
+    return mean, scale
 
 
 def _sampling_grid(parameters: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -12,16 +12,15 @@ from pathlib import Path
 from PIL import Image
 
 from dataloaders.csv_cells import quoted
+from dataloaders.pixels import ImageHeader, read_header
 from dataloaders.split_report import class_set_table, shared_values
 from dataloaders.table import ImageTable, resolve_images
 from utils.errors import UserError
 
-MAX_PIXELS = 4096 * 4096
 # More than the cores: on a network disk, opening a file is mostly waiting.
 _THREADS = 8
 _CHUNK = 256
 _SHOWN_KINDS = 3
-_DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 
 
 def check_data(
@@ -96,42 +95,30 @@ def _check_headers(
             row = faults[0]
             others = f" ({len(faults) - 1} more such images)" if faults[1:] else ""
             raise UserError(
-                f"{table.source} line {table.line_numbers[row]}: image {paths[name][row]} "
+                f"{table.source} line {table.line_numbers[row]}: image {paths[name][row]}: "
                 f"{headers[row]}{others}; mend the file or delete the row"
             )
-        sizes.update(f"{width}x{height}" for width, height, _ in headers)
-        modes.update(mode for _, _, mode in headers)
-    lines = [f"image sizes: {_most_common(sizes)}; modes: {_most_common(modes)}"]
-    deep = sum(modes[mode] for mode in _DEEP_MODES)
-    if deep:
-        lines.append(
-            f"warning: {deep} images have more than 8 bits a pixel; window them to 8 bits first"
-        )
-    return lines
+        sizes.update("{}x{}".format(*header.size) for header in headers)
+        modes.update(header.mode for header in headers)
+    return [f"image sizes: {_most_common(sizes)}; modes: {_most_common(modes)}"]
 
 
-def _read_headers(paths: Sequence[Path]) -> list[tuple[int, int, str] | str]:
-    """(width, height, mode) of each image, or what is wrong with it."""
+def _read_headers(paths: Sequence[Path]) -> list[ImageHeader | str]:
+    """The header of each image, or what is wrong with it."""
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
-        # Large pictures are refused below, by name; PIL's warning has none.
+        # Large pictures are refused by name; PIL's warning has none.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return list(
-            chain.from_iterable(pool.map(lambda chunk: [*map(_read_header, chunk)], chunks))
+            chain.from_iterable(pool.map(lambda chunk: [*map(_header_or_fault, chunk)], chunks))
         )
 
 
-def _read_header(path: Path) -> tuple[int, int, str] | str:
+def _header_or_fault(path: Path) -> ImageHeader | str:
     try:
-        with Image.open(path) as image:
-            width, height, mode = image.width, image.height, image.mode
-    except Image.DecompressionBombError:
-        return "has far more than 16 megapixels"
-    except Exception:  # a damaged header makes PIL raise nearly anything
-        return "is damaged or no image"
-    if width * height > MAX_PIXELS:
-        return f"has {width}x{height} pixels, more than 16 megapixels"
-    return width, height, mode
+        return read_header(path)
+    except ValueError as fault:
+        return str(fault)
 
 
 def _most_common(kinds: Counter) -> str:

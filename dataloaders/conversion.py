@@ -77,7 +77,7 @@ class Conversion:
         rejected = self._convert(missing, convert, workers, done) if missing else []
         names = [task.name for task in tasks if task.name in done]
         table = pd.DataFrame([done[name] for name in names], columns=self.record_columns, dtype=str)
-        table.insert(0, "ImageID", names)
+        table.insert(0, "ImageID", pd.Series(names, dtype=str))
         return table, sorted(rejected)
 
     def finish(self, labels: pd.DataFrame, rejected: Sequence[Rejected], counts: dict) -> None:
@@ -181,10 +181,11 @@ class Conversion:
         with os.scandir(self.images) as entries:
             sizes = {entry.name: str(entry.stat().st_size) for entry in entries}
         self._open_progress().close()
-        with open(self.folder / "progress.csv", encoding="utf-8", newline="") as file:
-            return {
-                name: record for name, size, *record in csv.reader(file) if sizes.get(name) == size
-            }
+        fields = 2 + len(self.record_columns)
+        path = self.folder / "progress.csv"
+        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+            rows = [row for row in csv.reader(file) if len(row) == fields]
+        return {name: record for name, size, *record in rows if sizes.get(name) == size}
 
 
 def readable_size(size: float) -> str:

@@ -1,6 +1,7 @@
 """Images and labels as arrays, and the batches of augmented views that clients train on."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from dataloaders.augment import Augmentation, apply_views, draw_views, normalize
+from dataloaders.copies import copied_ahead
 from dataloaders.pixels import load_pixels
 from dataloaders.table import ImageTable, resolve_images
 
@@ -41,12 +43,14 @@ class ImageDataset:
         groups: Sequence[str] | None = None,
         fingerprint: str = "",
         cache: str = "auto",
+        group_column: str = "PatientID",
     ):
         self.pixels = torch.from_numpy(np.array(pixels) if cache == "ram" else pixels)
         self.labels = torch.as_tensor(labels, dtype=torch.int64)
         self.names = list(names)
         self.class_names = tuple(class_names)
         self.groups = None if groups is None else list(groups)
+        self.group_column = group_column
         self.fingerprint = fingerprint
         self.cache = cache
         self._on_device: dict[torch.device, torch.Tensor] = {}
@@ -59,16 +63,28 @@ class ImageDataset:
         """Pixels along one side."""
         return self.pixels.shape[1]
 
-    def images(self, indices: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """Raw images by index (CPU int64): float32 (B, C, S, S) in 0..255 on `device`."""
+    def batches(
+        self, indices: torch.Tensor, bounds: Sequence[tuple[int, int]], device: torch.device
+    ) -> Iterator[torch.Tensor]:
+        """Raw images `indices[start:stop]` (CPU int64) for each (start, stop) of `bounds`.
+
+        float32 (B, C, S, S) in 0..255 on `device`, which does not wait for the host: images that
+        live on the host are copied while the batch before them is in use.
+        """
         pixels = self._pixels_for(device)
-        if pixels.device.type == "cpu":
-            chosen = pixels[indices]
-            if device.type != "cpu":
-                chosen = chosen.pin_memory().to(device, non_blocking=True)
+        if pixels.device == device:
+            placed = indices.to(device)
+            chosen = (pixels[placed[start:stop]] for start, stop in bounds)
         else:
-            chosen = pixels[indices.to(device, non_blocking=True)]
-        return chosen.permute(0, 3, 1, 2).float()
+            chunks = [indices[start:stop] for start, stop in bounds]
+            chosen = copied_ahead(pixels, chunks, device)
+        for images in chosen:
+            yield images.permute(0, 3, 1, 2).float()
+
+    def picture(self, index: int) -> np.ndarray:
+        """One image as it is looked at: uint8 (S, S) where grey, else (S, S, 3)."""
+        pixels = self.pixels[index].numpy()
+        return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
 
     def _pixels_for(self, device: torch.device) -> torch.Tensor:
         if device.type == "cpu" or self.cache in ("ram", "disk"):
@@ -102,8 +118,9 @@ class ImageDataset:
             for _ in range(num_views)
         ]
         labels = labels[order].to(device)
-        for start, stop in batch_bounds(len(order), batch_size):
-            images = self.images(order[start:stop], device)
+        bounds = batch_bounds(len(order), batch_size)
+        images_of_batches = self.batches(order, bounds, device)
+        for (start, stop), images in zip(bounds, images_of_batches, strict=True):
             views = [normalize(apply_views(images, drawn[start:stop])) for drawn in parameters]
             yield Batch(views, labels[start:stop], order[start:stop])
 
@@ -111,8 +128,10 @@ class ImageDataset:
         self, indices: torch.Tensor, batch_size: int, device: torch.device
     ) -> Iterator[torch.Tensor]:
         """Images in order, normalised and not augmented: (B, 3, S, S)."""
-        for chunk in indices.split(batch_size):
-            yield normalize(self.images(chunk, device))
+        starts = range(0, len(indices), batch_size)
+        bounds = [(start, min(start + batch_size, len(indices))) for start in starts]
+        for images in self.batches(indices, bounds, device):
+            yield normalize(images)
 
 
 def batch_bounds(count: int, batch_size: int) -> list[tuple[int, int]]:
@@ -137,9 +156,16 @@ def load_dataset(
     def describe(i: int) -> str:
         return f"{table.source} line {table.line_numbers[i]}: {table.names[i]}"
 
-    pixels, fingerprint = load_pixels(paths, image_size, cache_dir, describe, say)
-    identity = hashlib.blake2b(fingerprint.encode() + table.labels.tobytes(), digest_size=16)
-    fingerprint = identity.hexdigest()
+    pixels, digest = load_pixels(paths, image_size, cache_dir, describe, say)
+    described = [digest, table.names, table.class_names, table.groups, table.labels.tolist()]
+    fingerprint = hashlib.sha256(json.dumps(described).encode()).hexdigest()
     return ImageDataset(
-        pixels, table.labels, table.names, table.class_names, table.groups, fingerprint, cache
+        pixels,
+        table.labels,
+        table.names,
+        table.class_names,
+        table.groups,
+        fingerprint,
+        cache,
+        table.group_column,
     )

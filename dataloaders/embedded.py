@@ -8,6 +8,7 @@ from pathlib import Path
 from dataloaders.partition import SPLIT_FILES, split_table, write_parts
 from dataloaders.phantom import generate, write_png
 from dataloaders.table import read_table
+from utils.errors import UserError
 
 DATA_SEED = 2021
 
@@ -32,15 +33,20 @@ def place_embedded_data(args: Namespace, say: Callable[[str], None]) -> None:
 
 def _generate(args: Namespace, folder: Path) -> None:
     """images/, labels.csv and the three CSVs of a split by patient."""
-    phantom = generate(
-        args.phantom_patients,
-        args.image_size,
-        DATA_SEED,
-        slices_per_patient=args.phantom_slices,
-        class_proportions=args.phantom_proportions,
-        difficulty=args.phantom_difficulty,
-        with_bleed_rows_only=True,
-    )
+    try:
+        phantom = generate(
+            args.phantom_patients,
+            args.image_size,
+            DATA_SEED,
+            slices_per_patient=args.phantom_slices,
+            class_proportions=args.phantom_proportions,
+            difficulty=args.phantom_difficulty,
+            with_bleed_rows_only=True,
+        )
+    except ValueError as error:
+        raise UserError(
+            f"embedded data: {error}; see --image_size and the --phantom_ flags"
+        ) from error
     table = read_table(write_png(phantom, folder))
     parts = split_table(table, args.phantom_split, DATA_SEED)
     write_parts(folder, table, dict(zip(SPLIT_FILES, parts, strict=True)))

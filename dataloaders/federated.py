@@ -1,5 +1,6 @@
 """The data of one federated run: three sets of images and each client's share of the first."""
 
+import hashlib
 import json
 from argparse import Namespace
 from collections.abc import Callable
@@ -48,9 +49,13 @@ class FederatedData(NamedTuple):
         return self.test.class_names
 
     def fingerprints(self) -> dict[str, str]:
-        """What identifies the images and labels of each set."""
+        """What identifies each set's images and labels, and who holds which ("clients")."""
         sets = {"train": self.train, "val": self.val, "test": self.test}
-        return {name: data.fingerprint for name, data in sets.items() if data is not None}
+        held = [[rows.tolist() for rows in self.split.clients], list(self.split.labelled)]
+        return {
+            **{name: data.fingerprint for name, data in sets.items() if data is not None},
+            "clients": hashlib.sha256(json.dumps(held).encode()).hexdigest(),
+        }
 
 
 def load_federated_data(args: Namespace, say: Callable[[str], None]) -> FederatedData:
@@ -59,7 +64,11 @@ def load_federated_data(args: Namespace, say: Callable[[str], None]) -> Federate
     `say` gets the class x client table, the warnings, and what takes time. Raises `UserError` for
     whatever in the data or the flags about them cannot be used.
     """
-    tables, datasets = load_medmnist(args) if args.medmnist else (load_tables(args), {})
+    tables, datasets = (
+        load_medmnist(args.medmnist, args.image_size, args.cache)
+        if args.medmnist
+        else (load_tables(args), {})
+    )
     for name, table in tables.items():
         if table.dropped:
             say(f"{name}: {table.dropped} rows with no class or several left out")
@@ -158,7 +167,7 @@ def describe_clients(table: ImageTable, dealt: Split) -> list[str]:
 def dry_run(args: Namespace) -> list[str]:
     """Check the data as far as that needs no pixels; lines to print. `UserError` as in training."""
     if args.medmnist:
-        tables, _ = load_medmnist(args)
+        tables, _ = load_medmnist(args.medmnist, 0, args.cache)
         report = [f"{name}: {len(table)} images" for name, table in tables.items()]
     else:
         tables = load_tables(args)
@@ -172,11 +181,13 @@ def dry_run(args: Namespace) -> list[str]:
 def read_preparation(root_path: Path) -> dict:
     """How DICOM files became the images under `root_path`: {"dicom": {...}} or {}.
 
-    `dataloaders.prepare` leaves that in manifest.json, beside the folder of images.
+    `dataloaders.prepare` leaves that in manifest.json, beside the folder of images. Pictures that
+    were pictures before (photographs of skin) come from no window.
     """
     manifest = root_path.resolve().parent / "manifest.json"
     try:
-        return {"dicom": json.loads(manifest.read_text())["preprocessing"]}
+        preprocessing = json.loads(manifest.read_text())["preprocessing"]
+        return {"dicom": preprocessing} if "window" in preprocessing else {}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -2,7 +2,6 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +33,7 @@ def prepare_labelled(
     ImageID, the converter's record, the columns of `table`.
 
     `manifest` is added to manifest.json. Raises `UserError` before the work where more than
-    `options.max_bad` images have no file, and after it where more files were rejected.
+    `options.max_bad` images have no file, and after it where more files, or all, were rejected.
     """
     sources = [files[image] for image in table.index if image in files]
     missing = [
@@ -62,9 +61,14 @@ def prepare_labelled(
         rejected + missing,
         {**manifest, "images_without_file": len(missing), "files_without_label": unlabelled},
     )
-    _refuse_more_than(
-        options.max_bad, rejected if options.allow_missing else rejected + missing, conversion
-    )
+    counted = rejected if options.allow_missing else rejected + missing
+    if labels.empty or len(counted) > options.max_bad:
+        (reason, count), *_ = Counter(bad.reason for bad in rejected + missing).most_common(1)
+        limit = "all there are" if labels.empty else f"more than --max_bad {options.max_bad}"
+        raise UserError(
+            f"{len(counted):,} files rejected, {limit} (most often, {count:,}: {reason}): see "
+            f"{conversion.folder / 'rejected.csv'}; the same command tries them again"
+        )
 
 
 def find_files(folder: Path, suffixes: tuple[str, ...], flag: str) -> dict[str, Source]:
@@ -96,13 +100,3 @@ def _hint(folder: Path, suffixes: tuple[str, ...]) -> str:
             if any(entry.name.lower().endswith(suffixes) for entry in entries):
                 return f", its subfolder {subfolder} has: give that one"
     return ": unzip them first"
-
-
-def _refuse_more_than(max_bad: int, rejected: Sequence[Rejected], conversion: Conversion) -> None:
-    if len(rejected) <= max_bad:
-        return
-    (reason, count), *_ = Counter(bad.reason for bad in rejected).most_common(1)
-    raise UserError(
-        f"{len(rejected):,} files rejected, more than --max_bad {max_bad} (most often, {count:,}: "
-        f"{reason}): see {conversion.folder / 'rejected.csv'}; the same command tries them again"
-    )

@@ -44,15 +44,23 @@ CLASS_NAMES = {
 }
 
 
-def read_medmnist(path: str | os.PathLike) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The splits "training", "validation" and "testing" of a MedMNIST file, as (images, labels).
+def read_medmnist(
+    path: str | os.PathLike, splits: Iterable[str] = tuple(SPLITS)
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The `splits` ("training", "validation", "testing") of a MedMNIST file, as (images, labels).
 
     images: (N, H, W) or (N, H, W, 3) uint8. labels: (N,) int64, 0-based; see `class_names`.
     Raises `UserError` for missing arrays, wrong types or shapes, 3-D and multi-label sets, and
     damaged files. Pickled objects are never loaded.
     """
     with _open(Path(path)) as file:
-        return {split: (file.images(split), file.labels[split]) for split in SPLITS}
+        return {split: (file.images(split), file.labels[split]) for split in splits}
+
+
+def read_class_names(path: str | os.PathLike) -> list[str]:
+    """`class_names` of a file, for the labels of all its splits; `UserError` as `read_medmnist`."""
+    with _open(Path(path)) as file:
+        return class_names(path, file.labels.values())
 
 
 def class_names(path: str | os.PathLike, labels: Iterable[np.ndarray]) -> list[str]:

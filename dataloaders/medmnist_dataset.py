@@ -1,7 +1,7 @@
 """Training straight from a MedMNIST .npz file."""
 
 import hashlib
-from argparse import Namespace
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,18 +9,19 @@ import numpy as np
 from PIL import Image
 
 from dataloaders.dataset import ImageDataset
-from dataloaders.medmnist import SPLITS, class_names, read_medmnist
+from dataloaders.medmnist import SPLITS, read_class_names, read_medmnist
 from dataloaders.table import ImageTable
 
 
-def load_medmnist(args: Namespace) -> tuple[dict[str, ImageTable], dict[str, ImageDataset]]:
-    """The file's official sets as tables and data sets, by name: "train", "val", "test".
+def load_medmnist(
+    path: Path, image_size: int, cache: str, splits: Sequence[str] = tuple(SPLITS)
+) -> tuple[dict[str, ImageTable], dict[str, ImageDataset]]:
+    """The file's official `splits` as tables and data sets, by name: "train", "val", "test".
 
     Images are resized to `image_size` (bilinear) unless that is 0. `UserError` as `read_medmnist`.
     """
-    path: Path = args.medmnist
-    arrays = read_medmnist(path)
-    classes = tuple(class_names(path, [labels for _, labels in arrays.values()]))
+    classes = tuple(read_class_names(path))
+    arrays = read_medmnist(path, splits)
     tables, datasets = {}, {}
     for split_name, (images, labels) in arrays.items():
         name = SPLITS[split_name]
@@ -28,10 +29,10 @@ def load_medmnist(args: Namespace) -> tuple[dict[str, ImageTable], dict[str, Ima
         tables[name] = ImageTable(
             path, names, labels, classes, None, None, None, np.arange(1, len(labels) + 1), 0
         )
-        pixels = resize_pixels(images if images.ndim == 4 else images[..., None], args.image_size)
+        pixels = resize_pixels(images if images.ndim == 4 else images[..., None], image_size)
         digest = hashlib.blake2b(pixels.tobytes() + labels.tobytes(), digest_size=16)
         datasets[name] = ImageDataset(
-            pixels, labels, names, classes, None, digest.hexdigest(), args.cache
+            pixels, labels, names, classes, None, digest.hexdigest(), cache
         )
     return tables, datasets
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from dataloaders.phantom_head import FIELD_OF_VIEW
 from dataloaders.phantom_patients import SLICE_SPACING, Phantom
 from dataloaders.windows import WINDOWS, window_picture
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, write_text
 from utils.table_files import to_csv
 
 WINDOW_NAMES = ("triple", *WINDOWS)
@@ -34,7 +35,8 @@ def write_png(
     window: str = "triple",
     labelled_only: bool = True,
 ) -> Path:
-    """Write `out`/images/ID_x.png and `out`/labels.csv; the path of the latter.
+    """Write `out`/images/ID_x.png, `out`/labels.csv and, as `dataloaders.prepare` does, how the
+    pictures were made to `out`/manifest.json; the path of the CSV.
 
     `window` is one of `WINDOW_NAMES`: "triple" gives RGB pictures, the others grey ones. The CSV
     has ImageID (the file's name), PatientID and a 0/1 column per class. With `labelled_only` it
@@ -56,6 +58,9 @@ def write_png(
             Image.fromarray(picture).save(file, format="PNG")
 
     _in_parallel(write, kept, names)
+    preprocessing = {"window": window, "size": phantom.hounsfield.shape[-1]}
+    manifest = {"command": "phantom", "preprocessing": preprocessing}
+    write_text(out / "manifest.json", json.dumps(manifest, indent=2) + "\n")
     rows = [
         [name, phantom.patient_ids[index], *map(str, phantom.labels[index])]
         for index, name in zip(kept, names, strict=True)

@@ -5,20 +5,26 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.files import atomic_write, write_text
+from utils.files import HashingFile, atomic_write, hash_file, sweep_temporary_files, write_text
+from utils.locks import waiting_lock
+from utils.threads import cancelling_pool
 
 MAX_PIXELS = 16_000_000
 GREY_MODES = ("1", "L", "LA")
 COLOUR_MODES = ("RGB", "RGBA", "P", "CMYK", "YCbCr")
 CHUNK = 256
+
+
+class _NotCachedError(Exception):
+    """Why the decoded images cannot be taken from the cache."""
 
 
 def load_pixels(
@@ -28,7 +34,7 @@ def load_pixels(
     describe: Callable[[int], str],
     say: Callable[[str], None],
 ) -> tuple[np.ndarray, str]:
-    """All images as uint8 (N, S, S, C), memory-mapped, and the fingerprint of their files.
+    """All images as uint8 (N, S, S, C), memory-mapped, and the SHA-256 of the array's file.
 
     C is 1 when every file is grey, else 3. Images are resized to S x S (bilinear, as torchvision
     does for PIL images); image_size 0 keeps the files' own size, which must then be one and
@@ -39,24 +45,24 @@ def load_pixels(
     fingerprint = fingerprint_files(paths, image_size)
     stem = hashlib.blake2b("\n".join(map(str, paths)).encode(), digest_size=8).hexdigest()
     array_path = cache_dir / f"images-{stem}-{image_size}.npy"
-    array, problem = _open_cache(array_path, fingerprint)
-    if array is not None:
-        return array, fingerprint
-    say(f"decoding {len(paths)} images ({problem}); kept in {array_path}")
     try:
-        _build_cache(array_path, fingerprint, paths, image_size, describe)
+        return _open_cache(array_path, fingerprint)
+    except _NotCachedError as reason:
+        say(f"decoding {len(paths)} images ({reason}); kept in {array_path}")
+    try:
+        with waiting_lock(array_path.with_suffix(".lock")):
+            return _open_or_build(array_path, fingerprint, paths, image_size, describe)
     except OSError as error:
         raise UserError(
             f"--cache_dir {cache_dir}: {error.strerror or error}: free some space or name another"
         ) from error
-    array, problem = _open_cache(array_path, fingerprint)
-    if array is None:
-        raise UserError(f"{array_path}: unreadable right after it was written ({problem})")
-    return array, fingerprint
 
 
 def fingerprint_files(paths: Sequence[Path], image_size: int) -> str:
-    """Changes when an image is added, removed, reordered, replaced or resized differently."""
+    """Changes when an image is added, removed, reordered, replaced or resized differently.
+
+    From names, sizes and times alone: it says when to decode again, not what the pixels are.
+    """
     digest = hashlib.blake2b(str(image_size).encode(), digest_size=16)
     for path in paths:
         status = os.stat(path)
@@ -64,20 +70,28 @@ def fingerprint_files(paths: Sequence[Path], image_size: int) -> str:
     return digest.hexdigest()
 
 
-def read_header(path: Path) -> tuple[tuple[int, int], bool]:
-    """(width, height) and whether the file is grey, from its header; `ValueError` with a reason."""
+class ImageHeader(NamedTuple):
+    """What a file says of its picture: PIL's size (width, height) and mode."""
+
+    size: tuple[int, int]
+    mode: str
+
+
+def read_header(path: Path) -> ImageHeader:
+    """The header of an image that can be trained on; `ValueError` with a reason for any other."""
     try:
         with Image.open(path) as image:
-            size, mode = image.size, image.mode
+            header = ImageHeader(image.size, image.mode)
     except Image.DecompressionBombError as error:
         raise ValueError("more than the 16 million pixels allowed") from error
-    except (OSError, UnidentifiedImageError, ValueError) as error:
-        raise ValueError(f"not readable as an image ({_reason(error)})") from error
-    if size[0] * size[1] > MAX_PIXELS:
-        raise ValueError(f"{size[0]} x {size[1]} pixels, more than the 16 million allowed")
-    if mode not in GREY_MODES + COLOUR_MODES:
-        raise ValueError(f"pixels of mode {mode}: convert it to 8-bit grey or RGB")
-    return size, mode in GREY_MODES
+    except Exception as error:  # a damaged header makes PIL raise nearly anything
+        raise ValueError(f"damaged or no image ({_reason(error)})") from error
+    width, height = header.size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels, more than the 16 million allowed")
+    if header.mode not in GREY_MODES + COLOUR_MODES:
+        raise ValueError(f"pixels of mode {header.mode}: convert it to 8-bit grey or RGB")
+    return header
 
 
 def decode_image(path: Path, image_size: int, grey: bool) -> np.ndarray:
@@ -93,6 +107,25 @@ def decode_image(path: Path, image_size: int, grey: bool) -> np.ndarray:
     return pixels[:, :, None] if grey else pixels
 
 
+def _open_or_build(
+    array_path: Path,
+    fingerprint: str,
+    paths: Sequence[Path],
+    image_size: int,
+    describe: Callable[[int], str],
+) -> tuple[np.ndarray, str]:
+    """As `_open_cache`, under the array's lock: another run may have made it while we waited."""
+    try:
+        return _open_cache(array_path, fingerprint)
+    except _NotCachedError:
+        sweep_temporary_files(array_path.parent, array_path.name)
+        _build_cache(array_path, fingerprint, paths, image_size, describe)
+    try:
+        return _open_cache(array_path, fingerprint)
+    except _NotCachedError as reason:
+        raise UserError(f"{array_path}: unreadable right after it was written ({reason})") from None
+
+
 def _build_cache(
     array_path: Path,
     fingerprint: str,
@@ -100,48 +133,46 @@ def _build_cache(
     image_size: int,
     describe: Callable[[int], str],
 ) -> None:
-    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool, warnings.catch_warnings():
+    with cancelling_pool(min(32, os.cpu_count() or 1)) as pool, warnings.catch_warnings():
         # PIL warns of huge images; read_header refuses them in its own words.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         headers = list(_named(pool.map(_attempt(read_header), paths), describe))
-        grey = all(is_grey for _, is_grey in headers)
-        side = image_size or _common_side([size for size, _ in headers], describe)
+        grey = all(header.mode in GREY_MODES for header in headers)
+        side = image_size or _common_side([header.size for header in headers], describe)
         decode = _attempt(lambda path: decode_image(path, image_size, grey))
-        digest = hashlib.sha256()
         with (
             atomic_write(array_path) as file,
             tqdm(total=len(paths), desc="decode", unit="image", disable=None) as bar,
         ):
+            hashing = HashingFile(file)
             header = {
                 "descr": "|u1",
                 "fortran_order": False,
                 "shape": (len(paths), side, side, 1 if grey else 3),
             }
-            np.lib.format.write_array_header_1_0(file, header)
+            np.lib.format.write_array_header_1_0(hashing, header)
             for start in range(0, len(paths), CHUNK):
                 chunk = pool.map(decode, paths[start : start + CHUNK])
                 pixels = np.stack(list(_named(chunk, lambda i: describe(start + i))))  # noqa: B023
-                digest.update(pixels.data)
-                file.write(pixels.data)
+                hashing.write(pixels.data)
                 bar.update(len(pixels))
-    note = {"fingerprint": fingerprint, "sha256": digest.hexdigest()}
+    note = {"fingerprint": fingerprint, "sha256": hashing.digest.hexdigest()}
     write_text(array_path.with_suffix(".json"), json.dumps(note) + "\n")
 
 
-def _open_cache(array_path: Path, fingerprint: str) -> tuple[np.ndarray | None, str]:
-    """The cached array, or None and why it cannot be used."""
+def _open_cache(array_path: Path, fingerprint: str) -> tuple[np.ndarray, str]:
+    """(array, SHA-256 of its file); `_NotCachedError` says why there is none to be used."""
     try:
         note = json.loads(array_path.with_suffix(".json").read_text())
-        array = np.load(array_path, mmap_mode="c", allow_pickle=False)
         if note["fingerprint"] != fingerprint:
-            return None, "the files have changed since they were cached"
-        if note["sha256"] != hashlib.sha256(array.data).hexdigest():
-            return None, "the cached copy is damaged"
+            raise _NotCachedError("the files have changed since they were cached")
+        if note["sha256"] != hash_file(array_path):
+            raise _NotCachedError("the cached copy is damaged")
+        return np.load(array_path, mmap_mode="c", allow_pickle=False), note["sha256"]
     except FileNotFoundError:
-        return None, "first use"
-    except (OSError, ValueError, EOFError, KeyError, TypeError):
-        return None, "the cached copy is damaged"
-    return array, ""
+        raise _NotCachedError("first use") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise _NotCachedError("the cached copy is damaged") from None
 
 
 def _attempt(function: Callable) -> Callable:

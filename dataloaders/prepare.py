@@ -1,7 +1,6 @@
 """A raw data set -> images + CSV: `python -m dataloaders.prepare rsna|isic|medmnist`."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from dataloaders.dicom import WINDOW_CHOICES, Preprocessing
@@ -10,7 +9,8 @@ from dataloaders.labelled_files import Options
 from dataloaders.medmnist import prepare_medmnist
 from dataloaders.rsna import prepare_rsna
 from dataloaders.worker_pool import available_cores
-from utils.errors import UserError, run_command
+from utils.errors import run_command
+from utils.flags import OneLineParser, whole_number
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def _options(arguments: argparse.Namespace) -> Options:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m dataloaders.prepare", description=__doc__)
+    parser = OneLineParser(prog="python -m dataloaders.prepare", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="rsna|isic|medmnist")
     _add_rsna(commands)
     _add_isic(commands)
@@ -105,13 +105,13 @@ def _add_common(parser: argparse.ArgumentParser, size: int) -> None:
     parser.add_argument("--out", type=Path, required=True, help="output folder")
     parser.add_argument(
         "--size",
-        type=_whole_number("--size", 16, 1024),
+        type=whole_number("--size", 16, 1024),
         default=size,
         help="pixels a side (%(default)s)",
     )
     parser.add_argument(
         "--max_bad",
-        type=_whole_number("--max_bad", 0, 10**9),
+        type=whole_number("--max_bad", 0, 10**9),
         default=100,
         help="more rejected files than this is an error, exit status 2 (%(default)s)",
     )
@@ -122,19 +122,10 @@ def _add_common(parser: argparse.ArgumentParser, size: int) -> None:
     )
     parser.add_argument(
         "--workers",
-        type=_whole_number("--workers", 1, 1024),
+        type=whole_number("--workers", 1, 1024),
         default=available_cores(),
         help="processes (%(default)s)",
     )
-
-
-def _whole_number(flag: str, lowest: int, highest: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isdecimal() or not lowest <= int(text) <= highest:
-            raise UserError(f"{flag} {text}: give a whole number from {lowest} to {highest}")
-        return int(text)
-
-    return parse
 
 
 if __name__ == "__main__":

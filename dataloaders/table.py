@@ -40,6 +40,7 @@ class ImageTable:
     `groups` are the patients or lesions, `sites` the hospitals, `clients` (N,) int64 the client
     ids >= 0 (each None where the CSV has no such column). `line_numbers` (N,) are the rows' lines
     in the CSV, from 1, and `dropped` counts the rows left out for having no or several classes.
+    `group_column` is the column of the groups, lesion_id or PatientID.
     """
 
     source: Path
@@ -51,6 +52,7 @@ class ImageTable:
     clients: np.ndarray | None
     line_numbers: np.ndarray
     dropped: int
+    group_column: str = "PatientID"
 
     def __len__(self) -> int:
         return len(self.names)
@@ -114,6 +116,7 @@ def read_table(
         clients=_client_ids(text.path, cells, special.get("client"), line_numbers),
         line_numbers=line_numbers,
         dropped=len(names) - len(kept),
+        group_column=special.get("group", "PatientID"),
     )
     return table if len(kept) == len(names) else table.select(kept)
 

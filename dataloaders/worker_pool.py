@@ -1,5 +1,6 @@
 """Source files -> PNG pictures on all cores, where a worker that dies is noticed and named."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -22,6 +23,9 @@ from utils.files import TEMPORARY_SUFFIX
 FILES_IN_HAND = 2
 # zlib's level 1: a third of the default's time for 8% more bytes.
 PNG_COMPRESSION = 1
+# Options of mallopt(3).
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEPT_BYTES = 32 * 2**20
 
 
 class Task(NamedTuple):
@@ -108,16 +112,15 @@ class _Worker:
         self.in_hand.append(task)
         # A worker that died is reported, with the file that killed it, by take().
         with suppress(OSError):
-            self.pipe.send(task)
+            self.pipe.send(tuple(task))
 
     def take(self) -> Outcome:
         try:
-            outcome = self.pipe.recv()
+            answer = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join(timeout=5)
             raise UserError(self._obituary()) from None
-        self.in_hand.popleft()
-        return outcome
+        return Outcome(self.in_hand.popleft(), **answer)
 
     def stop(self) -> None:
         self.pipe.close()
@@ -139,22 +142,33 @@ class _Worker:
 def _serve(pipe: Connection, convert: Converter, folder: Path) -> None:
     """A worker's life: it ends when the parent closes the pipe or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _keep_freed_memory()
     with suppress(EOFError, OSError):
         while True:
-            pipe.send(_convert_one(pipe.recv(), convert, folder))
+            pipe.send(_convert_one(*pipe.recv(), convert, folder))
 
 
-def _convert_one(task: Task, convert: Converter, folder: Path) -> Outcome:
+def _keep_freed_memory() -> None:
+    """Let glibc keep up to `KEPT_BYTES` of what a picture needed for the next one, instead of
+    giving it back and having the system clear new pages: a fifth of the whole time."""
+    with suppress(OSError, AttributeError, TypeError):
+        c_library = ctypes.CDLL(None)
+        for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+            c_library.mallopt(option, KEPT_BYTES)
+
+
+def _convert_one(name: str, source: str, convert: Converter, folder: Path) -> dict[str, object]:
+    """The fields of an `Outcome` that are not as by default."""
     start = time.perf_counter()
     try:
-        picture, record = convert(task.source)
+        picture, record = convert(source)
     except ValueError as error:
-        return Outcome(task, rejected=str(error))
+        return {"rejected": str(error)}
     try:
-        size = write_png(picture, folder / task.name)
+        size = write_png(picture, folder / name)
     except OSError as error:
-        return Outcome(task, fatal=f"{folder / task.name} cannot be written: {error.strerror}")
-    return Outcome(task, record=record, size=size, seconds=time.perf_counter() - start)
+        return {"fatal": f"{folder / name} cannot be written: {error.strerror}"}
+    return {"record": record, "size": size, "seconds": time.perf_counter() - start}
 
 
 def write_png(picture: np.ndarray, path: Path) -> int:

@@ -1,5 +1,8 @@
 """The network every client trains."""
 
+import copy
+from collections.abc import Callable, Collection
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -61,10 +64,37 @@ class DenseNet121(nn.Module):
         self.attention = SelfAttention(NUM_FEATURES) if attention == "self" else nn.Identity()
         self.dropout = SeededDropout(drop_rate)
         self.autocast_dtype: torch.dtype | None = None
+        self._compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self._compiled_sizes: frozenset[int] = frozenset()
+        self._compile_options: dict = {}
+        self._twin: list[DenseNet121] = []  # in a list: a submodule would enter the state dict
 
     def load_imagenet(self) -> None:
         """Load ImageNet weights from models/hub/checkpoints; `UserError` where there are none."""
         load_imagenet_weights(self.densenet121, find_imagenet_weights())
+
+    def twin(self) -> "DenseNet121":
+        """A second network beside this one, for a teacher: made at the first call, then the same.
+
+        Its parameters take no gradient. It draws its dropout masks from this network's dropout.
+        """
+        if not self._twin:
+            twin = copy.deepcopy(self, {id(self.dropout): self.dropout}).requires_grad_(False)
+            twin.compile_backbone(self._compiled_sizes, **self._compile_options)
+            self._twin.append(twin)
+        return self._twin[0]
+
+    def compile_backbone(self, batch_sizes: Collection[int], **options) -> None:
+        """Compile the backbone for batches of these sizes; others run as they are.
+
+        `options` go to `torch.compile`; the work is done at the first batch of each size and mode.
+        No sizes take it back.
+        """
+        self._compiled_sizes, self._compile_options = frozenset(batch_sizes), options
+        compiled = torch.compile(self._pool, dynamic=False, **options) if batch_sizes else None
+        self._compiled = compiled
+        for twin in self._twin:
+            twin.compile_backbone(batch_sizes, **options)
 
     def feature_map(self, images: torch.Tensor) -> torch.Tensor:
         """images (B, 3, H, W), ImageNet-normalised -> last feature map (B, 1024, H/32, W/32)."""
@@ -77,6 +107,10 @@ class DenseNet121(nn.Module):
 
     def pooled(self, images: torch.Tensor) -> torch.Tensor:
         """images (B, 3, H, W) -> activations (B, 1024) in float32, before dropout."""
+        run = self._compiled if len(images) in self._compiled_sizes else self._pool
+        return run(images)
+
+    def _pool(self, images: torch.Tensor) -> torch.Tensor:
         return self.feature_map(images).float().mean(dim=(2, 3))
 
     def classify(self, activations: torch.Tensor) -> torch.Tensor:

@@ -191,7 +191,8 @@ def test_truncated_image_is_named_with_its_line(folder, paths, suffix):
 def test_file_that_is_no_image(folder, paths, content):
     path = folder.root / "odd.png"
     path.write_bytes(content)
-    assert refused(folder, [paths[0], path]).startswith("train.csv line 3: odd.png: not readable")
+    expected = "train.csv line 3: odd.png: damaged or no image"
+    assert refused(folder, [paths[0], path]).startswith(expected)
 
 
 def test_broken_checksum_inside_a_png(folder, paths):

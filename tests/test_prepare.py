@@ -17,9 +17,12 @@ from PIL import Image
 from pydicom.uid import RLELossless
 
 from dataloaders.conversion import Conversion, Source
-from dataloaders.dicom import read_picture
+from dataloaders.dicom import Preprocessing, read_hounsfield, read_picture
 from dataloaders.isic import CLASSES, convert_photograph, read_isic_labels
+from dataloaders.labelled_files import Options
 from dataloaders.medmnist import class_names, read_medmnist
+from dataloaders.phantom import generate, write_dicom
+from dataloaders.rsna import prepare_rsna
 from dataloaders.rsna_labels import SUBTYPES, read_rsna_labels
 from dataloaders.worker_pool import Task, WorkerPool
 from tests.dicom_files import (
@@ -257,7 +260,7 @@ def test_a_second_run_makes_only_what_is_missing(hospital, tmp_path):
     (images / "ID_good05.png").write_bytes(b"half a pict")
     (images / ".ID_rle.png.partial").write_bytes(b"left by a kill")
     with open(tmp_path / "progress.csv", "a") as file:
-        file.write("ID_good05.png,3")
+        file.write("no,line,of,ours\nID_good05.png,3")
     done = rsna(hospital, tmp_path)
     assert done.returncode == 0 and "13 are done already" in done.stdout
     new = {path.name: path.stat().st_mtime_ns for path in images.iterdir()}
@@ -285,6 +288,45 @@ def test_grey_windows_and_the_slides_own(hospital, tmp_path):
     assert picture.mode == "L" and picture.size == (24, 24)
     scan = hospital / "stage_2_train" / "ID_good00.dcm"
     np.testing.assert_array_equal(np.asarray(picture), read_picture(scan, "file", 24).image)
+
+
+def test_a_folder_without_one_good_file(tmp_path):
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "ID_a.dcm").write_text("no DICOM")
+    labels = write_labels(tmp_path / "labels.csv", long_label_rows({"ID_a": (0, 0, 0, 0, 1)}))
+    with pytest.raises(UserError, match="all there are .*1: not a DICOM file"):
+        prepare_rsna(
+            *(tmp_path / "scans", labels, tmp_path / "out", Preprocessing()),
+            Options(max_bad=1, allow_missing=False, workers=1),
+        )
+    assert (tmp_path / "out" / "labels.csv").read_text().count("\n") == 1
+
+
+def test_phantom_scans_become_training_and_test_sets(tmp_path):
+    phantom = generate(num_patients=12, size=32, seed=5)
+    labels = write_dicom(phantom, tmp_path)
+    scans = tmp_path / "stage_2_train"
+    for image, hounsfield in zip(phantom.image_ids, phantom.hounsfield, strict=True):
+        np.testing.assert_array_equal(read_hounsfield(scans / f"{image}.dcm"), hounsfield)
+    out = tmp_path / "prepared"
+    done = prepare("rsna", "--dicom_dir", scans, "--labels", labels, "--out", out, "--size", 32)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(out / "labels.csv").set_index("ImageID")
+    expected = [f"{image}.png" for image in phantom.image_ids]
+    np.testing.assert_array_equal(table.loc[expected, list(SUBTYPES)], phantom.labels)
+    assert list(table.loc[expected, "PatientID"]) == list(phantom.patient_ids)
+    partition = [sys.executable, "-m", "dataloaders.partition", out / "labels.csv", "--out", out]
+    done = subprocess.run(
+        [*partition, "--single_label"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    patients = [
+        set(pd.read_csv(out / f"{part}.csv")["PatientID"])
+        for part in ("training", "validation", "testing")
+    ]
+    assert all(patients) and not patients[0] & patients[1] | patients[2] & (
+        patients[0] | patients[1]
+    )
 
 
 def test_wrong_folders_and_flags_are_refused_in_one_line(hospital, tmp_path):
@@ -395,8 +437,9 @@ def test_killing_a_worker_and_then_the_whole_run_loses_nothing(slow_hospital, tm
     assert len(pd.read_csv(tmp_path / "labels.csv")) == 150
     after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "images").iterdir()}
     remade = [name for name in before if before[name] != after[name]]
-    # A picture finished in the last instant may not have come to be noted down.
-    assert len(after) == 150 and len(remade) <= 4
+    # Nobody notes down what the orphaned workers still finish: 2 in hand, 3 that the pool has
+    # queued for them, and what the killed run had received but not written on a busy machine.
+    assert len(after) == 150 and len(remade) <= 10
 
 
 # --- prepare isic ----------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import pytest
 
 import reproduce
 from options import build_parser
+from utils import figures
 from utils.comparison import nearest_rounds, reported_row
 from utils.errors import UserError
 from utils.experiments import ITEMS, METHOD_TITLES
@@ -20,7 +21,9 @@ from utils.run_folder import read_metrics
 
 ROOT = Path(__file__).parents[1]
 ROUNDS = 4
-FLAGS = ["--preset", "demo", "--rounds", str(ROUNDS)]
+# Values that the tests count on, whatever the preset says.
+FLAGS = ["--preset", "demo", "--rounds", str(ROUNDS), "--base_lr", "0.001"]
+FLAGS += ["--entropy_threshold", "2", "--mc_passes", "11", "--temperature", "2"]
 
 # Takes the flags that reproduce.py gives train_main.py. plan.json beside it has every run's full
 # arguments; stop_after, where it is there, ends a run after that many rounds with status 1.
@@ -101,12 +104,13 @@ class Workplace:
 
 @pytest.fixture
 def place(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(figures, "DOTS_PER_INCH", 40)  # drawing takes most of the time
     return Workplace(tmp_path, monkeypatch, capsys)
 
 
 @pytest.fixture
 def no_report(monkeypatch):
-    """For tests of the runs alone: tables and figures cost most of the time."""
+    """For tests of the runs alone."""
     monkeypatch.setattr(reproduce, "report", lambda plan, options: None)
 
 
@@ -135,7 +139,7 @@ def test_table1_stands_beside_the_paper_and_every_number_is_a_csv_cell(place):
     results = place.runs / "demo" / "results"
     assert "90.00 $\\pm$ 1.00" in (results / "table1.tex").read_text()
     assert (results / "table1.md").read_text() in printed
-    assert all((results / f"table1{kind}.png").stat().st_size > 9000 for kind in ("", "_curves"))
+    assert all((results / f"table1{kind}.png").stat().st_size > 3000 for kind in ("", "_curves"))
 
 
 def test_finished_runs_are_reused_interrupted_go_on_missing_are_run(place, no_report):

@@ -199,10 +199,16 @@ def test_clock_over_midnight():
 
 
 def test_clock_set_back_counts_nothing_and_says_so():
-    text = "[10:00:00.000] Training Data Size: 5\n[09:00:00.000] Begin: com_round = 0\n"
+    text = "[10:00:00.000] Begin: com_round = 0\n[09:00:00.000] Supervised Client: 0\n"
     run = only(parse_log(text + "[09:00:07.000] Loss Avg: 1, Common Round: 0, LR: 1\n"))
     assert run.wall_seconds == 7
     assert run.notes == ["the clock was set back: the wall time is a lower bound"]
+
+
+def test_lines_from_before_the_first_line_are_part_of_the_run():
+    text = "[10:00:09.000] Namespace(seed=1)\n[10:00:01.000] decoding images\n"
+    run = only(parse_log(text + "[10:00:12.000] Begin: com_round = 0\n"))
+    assert (run.wall_seconds, run.notes, run.lines_not_understood) == (11, [], 1)
 
 
 def test_a_resumed_run_is_one_run_and_its_later_rounds_count():

@@ -3,7 +3,7 @@
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -69,7 +69,7 @@ class LocalUpdate:
 
     def receive(self, net: DenseNet121, weights: dict, round: int, bn_momentum: float) -> None:
         """Put the global weights into `net`, in train mode, with this round's dropout draws."""
-        net.load_state_dict(weights)
+        set_tensors(net.state_dict(), weights)
         net.train()
         net.dropout.generator = self.generator(round, "dropout", net_device(net))
         for module in net.modules():
@@ -166,7 +166,19 @@ def net_device(net: torch.nn.Module) -> torch.device:
 
 def copy_weights(net: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A copy of the whole state dict, on the network's device."""
-    return {name: value.detach().clone() for name, value in net.state_dict().items()}
+    weights = net.state_dict()
+    copies = {name: torch.empty_like(value) for name, value in weights.items()}
+    set_tensors(copies, weights)
+    return copies
+
+
+@torch.no_grad()
+def set_tensors(targets: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
+    """Copy `values` into the tensors of `targets`, by name, in few launches; devices may differ.
+
+    Every target must be among the values (`KeyError`), of the same shape (`RuntimeError`).
+    """
+    torch._foreach_copy_(list(targets.values()), [values[name] for name in targets])
 
 
 def copy_tensors(value, device: torch.device | None = None):

@@ -1,12 +1,15 @@
 """Where clients train: the devices that exist, and one network on each."""
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from networks.models import DenseNet121
 from utils.errors import UserError
+
+PRECISIONS = ("auto", "fp32", "tf32", "bf16")
+TENSOR_CORES = (8, 0)  # the compute capability from which a GPU has TF32 and bf16
 
 
 def choose_devices(gpu: str, say: Callable[[str], None]) -> list[torch.device]:
@@ -23,7 +26,7 @@ def choose_devices(gpu: str, say: Callable[[str], None]) -> list[torch.device]:
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     devices = [torch.device("cuda", int(part)) for part in wanted if int(part) < available]
     if not devices:
-        say(f"no CUDA device among --gpu {gpu}: training on the CPU")
+        say(f"no CUDA device among --gpu {gpu}: using the CPU")
         return [torch.device("cpu")]
     return devices
 
@@ -32,6 +35,35 @@ def set_deterministic(deterministic: bool) -> None:
     """Same bits at every run on the same device, or the fastest convolutions cuDNN finds."""
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
+
+
+def training_precision(precision: str, devices: Sequence[torch.device]) -> str:
+    """ "fp32", "tf32" or "bf16": what `--precision` means on these devices.
+
+    "auto" is bf16 where every device is a GPU that has it, else fp32: on a processor without bf16
+    units it is ten times slower. Raises `UserError` for what the devices do not have.
+    """
+    on_gpu = all(device.type == "cuda" for device in devices)
+    able = on_gpu and all(
+        torch.cuda.get_device_capability(device) >= TENSOR_CORES for device in devices
+    )
+    if precision == "auto":
+        return "bf16" if able else "fp32"
+    if not able and (precision == "tf32" or (precision == "bf16" and on_gpu)):
+        raise UserError(
+            f"--precision {precision}: not to be had on {', '.join(map(str, devices))}; use auto"
+        )
+    return precision
+
+
+def set_precision(networks: Sequence[DenseNet121], precision: str) -> None:
+    """Let the backbones of `networks` compute in `training_precision`'s answer from now on.
+
+    Weights, statistics, the pooled features, the head and the losses are float32 in any case.
+    """
+    torch.backends.cudnn.allow_tf32 = precision != "fp32"
+    for net in networks:
+        net.autocast_dtype = torch.bfloat16 if precision == "bf16" else None
 
 
 def place_network(net: DenseNet121, device: torch.device) -> DenseNet121:
@@ -47,8 +79,10 @@ def memory_shortage(error: Exception, args: Namespace) -> str | None:
     on_host = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
     if not on_host and not isinstance(error, torch.OutOfMemoryError):
         return None
-    where = "main memory" if on_host else "the GPU's memory"
+    where, smaller = "main memory", ""
+    if not on_host:
+        where, smaller = "the GPU's memory", ", or halve the activations with --precision bf16"
     return (
         f"{where} is full: lower --batch_size (now {args.batch_size}) or --image_size (now "
-        f"{args.image_size}), or keep less in it with --cache disk, --client_state disk"
+        f"{args.image_size}), or keep less in it with --cache disk, --client_state disk{smaller}"
     )

@@ -1,6 +1,5 @@
 """From a predictions file to the tables that test.py prints and writes."""
 
-import argparse
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +8,7 @@ import numpy as np
 
 from utils.bootstrap import AurocIntervals, bootstrap_auroc
 from utils.errors import UserError
+from utils.flags import OneLineParser
 from utils.metrics import (
     DEFAULT_THRESHOLD,
     OVERALL,
@@ -64,7 +64,7 @@ def evaluate(
         thresholds = youden_thresholds(validation.labels, validation.probabilities)
         rule = f"Youden's J per class, chosen on {len(validation.labels)} validation images"
     else:
-        thresholds = _threshold_number(threshold)
+        thresholds = threshold_number(threshold)
         rule = f"{thresholds:g} for every class, fixed beforehand"
     labels, probabilities = predictions.labels, predictions.probabilities
     return Evaluation(
@@ -192,7 +192,8 @@ def write_tables(tables: dict[str, Table], folder: str | os.PathLike) -> None:
         write_table(Path(folder) / stem, table.header, table.rows)
 
 
-def _threshold_number(threshold: str | float) -> float:
+def threshold_number(threshold: str | float) -> float:
+    """The threshold as a number from 0 to 1; `UserError` where it is none."""
     try:
         value = float(threshold)
     except ValueError:
@@ -204,7 +205,7 @@ def _threshold_number(threshold: str | float) -> float:
 
 def main() -> None:
     """`python -m utils.metrics predictions_test.csv`: score a predictions file again."""
-    parser = argparse.ArgumentParser(prog="python -m utils.metrics", description=main.__doc__)
+    parser = OneLineParser(prog="python -m utils.metrics", description=main.__doc__)
     parser.add_argument("predictions", help="a file that test.py wrote")
     parser.add_argument(
         "--threshold", default=DEFAULT_THRESHOLD, help="0..1 on the softmax, or youden"

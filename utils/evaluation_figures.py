@@ -148,7 +148,7 @@ def confusion_figure(confusion: np.ndarray, class_names: list[str]) -> Figure:
             fontsize=text_size,
             color="white" if share[row, column] > 55 else "black",
         )
-    names = [_clipped(name, 24) for name in class_names]
+    names = [clipped(name, 24) for name in class_names]
     axes.set_xticks(range(num_classes), names, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(num_classes), names)
     axes.spines[:].set_visible(False)
@@ -181,7 +181,7 @@ def reliability_figure(predictions: Predictions) -> Figure:
         f"Most probable class, {len(predictions.labels)} images\n"
         f"expected calibration error {number(result.expected_error)}"
     )
-    upper.legend(loc="upper left")
+    figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     lower.stairs(result.images, edges, fill=True, color=BLUE, alpha=0.5)
     lower.set(xlim=(0, 1), xlabel="probability of the most probable class", ylabel="images")
     return figure
@@ -205,11 +205,11 @@ def mistakes_figure(predictions: Predictions, load_image: ImageLoader) -> Figure
         axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
         probabilities = predictions.probabilities[index]
         true, predicted = predictions.labels[index], probabilities.argmax()
-        caption = [_clipped(str(predictions.names[index]), 28)]
+        caption = [clipped(str(predictions.names[index]), 28)]
         if predictions.groups is not None:
-            caption.append(_clipped(f"{predictions.group_column} {predictions.groups[index]}", 28))
-        caption.append(f"true: {_clipped(names[true], 18)} ({probabilities[true]:.2f})")
-        caption.append(f"said: {_clipped(names[predicted], 18)} ({probabilities[predicted]:.2f})")
+            caption.append(clipped(f"{predictions.group_column} {predictions.groups[index]}", 28))
+        caption.append(f"true: {clipped(names[true], 18)} ({probabilities[true]:.2f})")
+        caption.append(f"said: {clipped(names[predicted], 18)} ({probabilities[predicted]:.2f})")
         axes.set_title("\n".join(caption), fontsize=7)
     return figure
 
@@ -270,7 +270,8 @@ def _short(value: float) -> str:
     return "NA" if np.isnan(value) else f"{value:.3f}"
 
 
-def _clipped(text: str, length: int) -> str:
+def clipped(text: str, length: int) -> str:
+    """`text`, or its first characters and an ellipsis where it is longer than `length`."""
     return text if len(text) <= length else text[: length - 1] + "\u2026"
 
 

@@ -95,6 +95,7 @@ SLIDES_ROWS = (
 TERMS = (
     FEDIRM,
     Setting("without the relation term", "fed_consistency", 2, 8),
+    _variant("without the consistency term", "consistency_scale", 0.0),
     Setting("without the unlabelled clients", "fedavg", 2, 0),
 )
 THRESHOLDS = (

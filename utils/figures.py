@@ -16,14 +16,15 @@ from utils.files import atomic_write
 # Okabe and Ito's palette: told apart by colour-blind readers, dark enough for print.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINE_STYLES = ("-", "--", "-.", ":")
+DOTS_PER_INCH = 150
 MATRIX_COLORS = "Blues"
 MATRIX_ROWS = ("labelled clients (mean)", "unlabelled clients (mean)", "absolute difference")
 
 
 def save_figure(figure: Figure, out_png: str | os.PathLike) -> None:
-    """Write `figure` as a PNG of 150 dots per inch, whole or not at all."""
+    """Write `figure` as a PNG, whole or not at all."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     with atomic_write(Path(out_png)) as file:
         file.write(buffer.getvalue())
 

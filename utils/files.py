@@ -1,6 +1,8 @@
 """Files that are either whole or absent, whatever happens while they are written."""
 
 import errno
+import glob
+import hashlib
 import os
 import shutil
 import tempfile
@@ -52,9 +54,31 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         file.write(text)
 
 
-def sweep_temporary_files(folder: str | os.PathLike) -> int:
-    """Remove what killed writers left in `folder`; the number of files removed."""
-    leftovers = list(Path(folder).glob(f".*{TEMPORARY_SUFFIX}"))
+class HashingFile:
+    """A binary file to write to that keeps the SHA-256 of what passed through."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, data) -> int:
+        """Write bytes or a buffer; as `IO.write`."""
+        self.digest.update(data)
+        return self.file.write(data)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sweep_temporary_files(folder: str | os.PathLike, name: str = "") -> int:
+    """Remove what killed writers (of `name`, or of any file) left in `folder`; their number."""
+    leftovers = list(Path(folder).glob(f".{glob.escape(name)}*{TEMPORARY_SUFFIX}"))
     for leftover in leftovers:
         leftover.unlink(missing_ok=True)
     return len(leftovers)
@@ -70,7 +94,7 @@ def disk_full_as_user_error(path: Path, needed: int | None = None) -> Iterator[N
             raise
         wanted = "" if needed is None else f" and {megabytes(needed)} needed"
         raise UserError(
-            f"{path}: disk full, {megabytes(free_bytes(path.parent))} free{wanted}; "
+            f"{path}: {error.strerror}, {megabytes(free_bytes(path.parent))} free{wanted}; "
             "make room there, then go on (a run: with --resume and its folder)"
         ) from error
 

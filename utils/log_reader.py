@@ -19,6 +19,8 @@ RESUMPTION_FLAGS = frozenset(
 _CUT = re.compile(rf"(?:{STAMP} ?)?Namespace\(|\Z")
 _FIRST_LINE = re.compile(r" ?Namespace\(")
 _DAY = 24 * 3600.0
+# Seconds by which lines of several threads may stand in the wrong order.
+_JITTER = 1.0
 
 
 @dataclass
@@ -70,7 +72,8 @@ def parse_log(text_or_path: str | os.PathLike) -> list[RunLog]:
     rounds replace the earlier run's from there on, and a note says so. A number whose last
     digits may be missing (the log ends or another run begins right after it) is not read.
     The clock has no date: a step back of the clock is midnight when it leaves less than half a
-    day between two lines, otherwise it counts nothing and a note says so.
+    day between two lines, otherwise it counts nothing and, once rounds have begun, a note says so
+    (what is said while a run prepares itself reaches the log after its first lines).
 
     Raises UserError for a file that cannot be read.
     """
@@ -154,8 +157,9 @@ class _LogReader:
         if self.clock is not None and not _FIRST_LINE.match(self.text, record.end()):
             step = (now - self.clock) % _DAY
             if step > _DAY / 2:
+                if self.run.rounds and _DAY - step > _JITTER:
+                    self.run.notes.append("the clock was set back: the wall time is a lower bound")
                 step, self.client = 0.0, None
-                self.run.notes.append("the clock was set back: the wall time is a lower bound")
             self.run.wall_seconds = (self.run.wall_seconds or 0.0) + step
         self.clock, self.stamp_end = now, record.end()
 

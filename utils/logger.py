@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import logging
 import math
 import sys
@@ -119,9 +120,18 @@ class Curves:
             if isinstance(value, (int, float)) and math.isfinite(value) and name != "round":
                 self._write(step, summary=summary.scalar(name, value))
 
+    def hyperparameters(self, flags: Mapping, metrics: Sequence[str]) -> None:
+        """The run's flags (JSON types), for TensorBoard's table of runs, beside these scalars."""
+        shown = {
+            name: value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
+            for name, value in flags.items()
+        }
+        for part in summary.hparams(shown, dict.fromkeys(metrics)):
+            self._write(0, summary=part)
+
     def matrix(self, name: str, values, step: int, magnify: int = 24) -> None:
-        """A (C, C) array in [0, 1] as a grey picture, `magnify` pixels per cell."""
-        picture = values.repeat(magnify, axis=0).repeat(magnify, axis=1)
+        """A (C, C) array in [0, 1] as a grey picture, `magnify` pixels per cell; NaN is black."""
+        picture = np.nan_to_num(values).repeat(magnify, axis=0).repeat(magnify, axis=1)
         grey = (picture[None].clip(0, 1) * 255).astype(np.uint8)
         self._write(step, summary=summary.image(name, grey))
 

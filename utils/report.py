@@ -4,7 +4,6 @@
 `write_report` left in the folder, without images or a network.
 """
 
-import argparse
 import json
 import os
 from pathlib import Path
@@ -24,7 +23,9 @@ from utils.evaluation import (
 )
 from utils.evaluation_figures import ImageLoader, draw_all
 from utils.files import write_text
+from utils.flags import OneLineParser
 from utils.metrics import DEFAULT_THRESHOLD
+from utils.plots import rebuild_figures
 from utils.predictions import Predictions, read_predictions, write_predictions
 from utils.table_files import to_markdown
 
@@ -54,10 +55,10 @@ def write_report(
     """Evaluate, and write everything about it to `folder`, the run's own.
 
     Writes predictions_test.csv (predictions_val.csv too, given `validation`), evaluation.json (what
-    a rebuild needs), tables/, figures/ and REPORT.md; args.json and env.json are quoted where the
-    folder has them. `facts` are lines for the model card, by name: "checkpoint", "architecture",
-    "preprocessing", "training data" and what else is known. `threshold` and `validation` are as in
-    `evaluate`, `load_image` as in `draw_all`.
+    a rebuild needs), tables/, figures/ and REPORT.md; args.json and env.json are quoted,
+    metrics.csv and matrices.csv drawn, where the folder has them. `facts` are lines for the model
+    card, by name: "checkpoint", "architecture", "preprocessing", "training data" and others.
+    `threshold` and `validation` are as in `evaluate`, `load_image` as in `draw_all`.
     """
     folder = Path(folder)
     evaluation = evaluate(predictions, threshold, validation)
@@ -67,6 +68,8 @@ def write_report(
     settings = {"threshold": str(threshold), "sweep": with_sweep, "facts": facts or {}}
     write_text(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
     write_tables(evaluation_tables(evaluation, with_sweep), folder / "tables")
+    if (folder / "matrices.csv").exists():
+        rebuild_figures(folder)
     draw_all(evaluation, folder / "figures", load_image)
     write_text(folder / "REPORT.md", _report(folder, evaluation, with_sweep, facts or {}))
     return evaluation
@@ -76,7 +79,7 @@ def rebuild_report(folder: str | os.PathLike) -> Evaluation:
     """`write_report` again from the files that it left in `folder`; pictures of images stay as
     they are. `UserError` where predictions_test.csv or what else is needed is missing."""
     folder = Path(folder)
-    settings = _read_json(folder / SETTINGS_FILE)
+    settings = read_json(folder / SETTINGS_FILE)
     threshold = settings.get("threshold", DEFAULT_THRESHOLD)
     return write_report(
         folder,
@@ -89,7 +92,7 @@ def rebuild_report(folder: str | os.PathLike) -> Evaluation:
 
 
 def _report(folder: Path, evaluation: Evaluation, with_sweep: bool, facts: dict[str, str]) -> str:
-    run_args, environment = _read_json(folder / "args.json"), _read_json(folder / "env.json")
+    run_args, environment = read_json(folder / "args.json"), read_json(folder / "env.json")
     tables = evaluation_tables(evaluation, with_sweep)
     answers = _claim_answers(evaluation, facts, run_args, environment, folder)
     parts = [
@@ -246,7 +249,7 @@ def _claim_answers(
     return answers
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
     """The object in a JSON file; empty where there is no such file."""
     if not path.exists():
         return {}
@@ -261,7 +264,7 @@ def _read_json(path: Path) -> dict:
 
 def main() -> None:
     """`python -m utils.report runs/NAME`: rebuild tables/, figures/ and REPORT.md."""
-    parser = argparse.ArgumentParser(prog="python -m utils.report", description=main.__doc__)
+    parser = OneLineParser(prog="python -m utils.report", description=main.__doc__)
     parser.add_argument("folder", type=Path, help=f"a folder with {TEST_FILE}")
     folder = parser.parse_args().folder
     rebuild_report(folder)

@@ -16,18 +16,18 @@ from dataloaders.split_file import save_split
 from networks.models import DenseNet121
 from utils import log_lines
 from utils.checkpoint import model_content, save_checkpoint
-from utils.client import ClientUpdate, LocalUpdate
+from utils.client import ClientUpdate, LocalUpdate, net_device
 from utils.client_checks import ClientGuard
 from utils.client_store import ClientStore, choose_placement
+from utils.devices import training_precision
 from utils.environment import describe_environment
 from utils.errors import UserError
-from utils.evaluation import evaluate, evaluation_tables, print_tables
 from utils.files import free_bytes, megabytes, sweep_temporary_files, write_text
-from utils.inference import predict
+from utils.inference import evaluation_batch_size, predict_on_all
 from utils.locks import FolderLock
 from utils.logger import Curves, RunLog, write_rows
-from utils.plots import draw_curves, draw_relation
-from utils.predictions import read_predictions, write_predictions
+from utils.network_report import report_run, test_command
+from utils.plots import rebuild_figures
 from utils.resume import (
     ARGS_FILE,
     differences,
@@ -38,6 +38,9 @@ from utils.resume import (
 )
 from utils.rounds import RoundMatrices, evaluation_numbers, matrices_rows, round_row
 from utils.run_state import KEPT_STATES, Progress, RunState, StateFiles
+
+# columns of metrics.csv that TensorBoard's table of runs shows beside the flags
+HYPERPARAMETER_METRICS = ("test_auroc", "test_accuracy", "test_f1", "loss")
 
 
 class Run:
@@ -131,7 +134,9 @@ class Run:
                 data.split.how,
             )
         _write_json(self.folder / ARGS_FILE, plain_args(self.args))
-        _write_json(self.folder / "env.json", describe_environment(devices))
+        precision = training_precision(self.args.precision, devices)
+        environment = describe_environment(devices) | {"precision": precision}
+        _write_json(self.folder / "env.json", environment)
         first_lines = (
             log_lines.namespace_line(self.args),
             log_lines.training_size_line(data.num_training),
@@ -162,12 +167,16 @@ class Run:
 
     def _refuse_other_data(self, identity: dict[str, str]) -> None:
         for name, fingerprint in identity.items():
-            if self.identity.get(name) != fingerprint:
-                path = getattr(self.args, f"csv_file_{name}", None) or self.args.medmnist or ""
-                raise UserError(
-                    f"{path or self.folder}: the {name} images, labels or their order have "
-                    f"changed since {self.folder} began; bring them back or start a new run"
-                )
+            if self.identity.get(name) == fingerprint:
+                continue
+            source = getattr(self.args, f"csv_file_{name}", None) or self.args.medmnist
+            what = f"the {name} images or labels"
+            if name == "clients":
+                source, what = self.args.split, "which images each client holds"
+            raise UserError(
+                f"{source or self.folder}: {what} changed since {self.folder} began; bring them "
+                "back or start a new run"
+            )
 
     # ---- during a round
 
@@ -225,7 +234,7 @@ class Run:
     def finish_round(
         self,
         progress: Progress,
-        net: DenseNet121,
+        networks: Sequence[DenseNet121],
         data: FederatedData,
         reports: Sequence[ClientUpdate],
         started: float,
@@ -238,8 +247,9 @@ class Run:
         self.say(log_lines.loss_line(row["loss"], round, self.args.base_lr))
         last = progress.next_round == self.args.rounds
         if last or progress.next_round % self.args.eval_every == 0:
-            net.load_state_dict(progress.weights)
-            row |= self._evaluate(net, data)
+            for net in networks:
+                net.load_state_dict(progress.weights)
+            row |= self._evaluate(networks, data)
         row["seconds_round"] = time.perf_counter() - started
         self.history.append(row)
         self.matrices.append(RoundMatrices.of_round(round, reports))
@@ -247,14 +257,17 @@ class Run:
         self._write_tables(data.class_names)
         self._add_to_curves()
         if progress.next_round % self.args.figure_every == 0:
-            self._draw(data.class_names)
+            rebuild_figures(self.folder)
 
-    def _evaluate(self, net: DenseNet121, data: FederatedData) -> dict[str, float]:
+    def _evaluate(self, networks: Sequence[DenseNet121], data: FederatedData) -> dict[str, float]:
         numbers: dict[str, float] = {}
         for name, images in (("val", data.val), ("test", data.test)):
             if images is None:
                 continue
-            probabilities = predict(net, images, self.args.batch_size)
+            batch_size = evaluation_batch_size(
+                self.args.batch_size, images.image_size, net_device(networks[0])
+            )
+            probabilities = predict_on_all(networks, images, batch_size)
             found = evaluation_numbers(images.labels.numpy(), probabilities, self.args.threshold)
             numbers |= {f"{name}_{key}": value for key, value in found.items()}
             self.say(
@@ -294,41 +307,23 @@ class Run:
         row = self.history[-1]
         if self.curves is None:
             self.curves = Curves(self.folder / "tb", row["round"])
+            self.curves.hyperparameters(plain_args(self.args), HYPERPARAMETER_METRICS)
         self.curves.scalars(row, row["round"])
         for name, matrix in self.matrices[-1].means().items():
             self.curves.matrix(name, matrix, row["round"])
         self.curves.flush()
-
-    def _draw(self, class_names: Sequence[str]) -> None:
-        figures = self.folder / "figures"
-        draw_curves(self.folder / "metrics.csv", figures / "curves.png")
-        draw_relation(self.matrices[-1].means(), class_names, figures / "relation.png")
 
     # ---- after the last round
 
     def finish(
         self, weights: dict[str, torch.Tensor], net: DenseNet121, data: FederatedData
     ) -> None:
-        """Figures, predictions for the test images, the classes' table, where everything is."""
-        self._draw(data.class_names)
+        """Predictions for the test images, tables, figures, REPORT.md, and what to type next."""
         net.load_state_dict(weights)
-        path = self.folder / "predictions_test.csv"
-        probabilities = predict(net, data.test, self.args.batch_size)
-        write_predictions(
-            path,
-            data.test.names,
-            data.test.labels.numpy(),
-            probabilities,
-            data.test.class_names,
-            data.test.groups,
-        )
-        print_tables(evaluation_tables(evaluate(read_predictions(path), self.args.threshold)))
         checkpoint = self.folder / "checkpoints" / f"epoch_{self.args.rounds - 1}.pth"
-        self.say(
-            f"done: {self.folder} (figures in {self.folder / 'figures'}); test again with: "
-            f"python test.py --resume {checkpoint} --root_path {self.args.root_path} "
-            f"--csv_file_test {self.args.csv_file_test}"
-        )
+        report_run(self.folder, checkpoint, net, data.test, self.args)
+        command = test_command(checkpoint, self.args)
+        self.say(f"done: {self.folder / 'REPORT.md'}; test again with: {command}")
 
 
 def architecture(args: Namespace) -> dict:

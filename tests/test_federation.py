@@ -1,0 +1,234 @@
+"""Who trains when and where, and how updates come together, without training anything."""
+
+import threading
+from argparse import Namespace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import train_main
+from confuse_matrix import RelationMatrix
+from dataloaders.split_file import Split
+from federation import average_weights, clients_of_round, clients_taking_part, mean_relation
+from options import args_parser
+from utils.client import ClientUpdate
+from utils.devices import choose_devices
+from utils.errors import UserError
+from utils.rounds import RoundMatrices, round_row
+
+
+def options(*flags: str) -> Namespace:
+    return args_parser(["--medmnist", "none.npz", *flags])
+
+
+def participants(labeled: int, unlabeled: int) -> list[SimpleNamespace]:
+    return [
+        SimpleNamespace(client=number, labeled=number < labeled, stop=threading.Event())
+        for number in range(labeled + unlabeled)
+    ]
+
+
+def numbers(clients) -> list[int]:
+    return [client.client for client in clients]
+
+
+def update(value: float, size: int, labeled: bool = True) -> ClientUpdate:
+    matrix = RelationMatrix(torch.full((2, 2), 0.5).log(), torch.ones(2).bool())
+    stats = {"supervised_loss": value, "seconds": 1.0}
+    if not labeled:
+        names = ("consistency_loss", "relation_loss", "consistency_weight", "reliable_share")
+        stats = dict.fromkeys(names, value) | {"seconds": 3.0}
+    return ClientUpdate(
+        {"w": torch.full((3,), value)}, size, value, matrix if labeled else None, stats
+    )
+
+
+class FakeRun:
+    """Takes what a run is told, and lends out no memory."""
+
+    def __init__(self):
+        self.started, self.done = [], []
+
+    def start_client(self, client):
+        self.started.append(client.client)
+
+    def client_done(self, update):
+        self.done.append(update.loss)
+
+    def memory_of(self, client):
+        return threading.Lock()  # any context
+
+    def accept(self, *_):
+        return True
+
+
+# ---- who
+
+
+@pytest.mark.parametrize(
+    ("preset", "round", "expected"),
+    [
+        ("paper", 0, [0, 1, 2, 3]),
+        ("paper", 99, [0, 1, 2, 3]),
+        ("official", 20, [0, 1]),  # 20 is not more than 20
+        ("official", 21, [0, 1, 2, 3]),
+        ("official", 199, [0, 1, 2, 3]),
+        ("slides", 10, [0, 1]),
+        ("slides", 11, [0, 1, 2, 3]),
+        ("slides", 99, [0, 1, 2, 3]),
+        ("slides", 100, [2, 3]),  # 100 rounds of 2 epochs: as the published log shows
+        ("slides", 199, [2, 3]),
+    ],
+)
+def test_who_trains_when(preset, round, expected):
+    assert numbers(clients_of_round(options("--preset", preset), participants(2, 2), round)) == (
+        expected
+    )
+
+
+def test_labelled_clients_without_others_never_stop():
+    for round in (0, 50, 100, 199):
+        assert numbers(clients_of_round(options(), participants(3, 0), round)) == [0, 1, 2]
+
+
+def test_labelled_clients_go_on_until_others_have_joined():
+    args = options("--join_epoch", "300", "--labeled_stop", "200")
+    assert numbers(clients_of_round(args, participants(1, 1), 120)) == [0]
+    assert numbers(clients_of_round(args, participants(1, 1), 151)) == [1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], [0, 1, 2, 3, 4]),
+        (["--num_unlabeled", "2"], [0, 1, 2, 4]),
+        (["--num_unlabeled", "0"], [1, 4]),
+        (["--method", "fedavg"], [1, 4]),
+        (["--method", "fed_selftraining", "--num_unlabeled", "1"], [0, 1, 4]),
+    ],
+)
+def test_who_takes_part(flags, expected):
+    split = Split([np.arange(2)] * 5, (1, 4), 0, "by hand")
+    assert clients_taking_part(options(*flags), split) == expected
+
+
+# ---- where
+
+
+def test_devices(monkeypatch):
+    said = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_devices("0,1", said.append) == [torch.device("cpu")]
+    assert len(said) == 1 and "\n" not in said[0] and "0,1" in said[0]
+    assert choose_devices("cpu", said.append) == [torch.device("cpu")]
+    assert choose_devices("cpu, cpu", said.append) == [torch.device("cpu")] * 2
+    assert len(said) == 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_devices("1,0,7", said.append) == [torch.device("cuda:1"), torch.device("cuda:0")]
+    for wrong in ("", "gpu", "0,cpu", "-1", "cuda:0"):
+        with pytest.raises(UserError, match="--gpu"):
+            choose_devices(wrong, said.append)
+
+
+class Network:
+    """Holds whom it trains, and notices two at once."""
+
+    def __init__(self):
+        self.busy = threading.Lock()
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3])
+def test_updates_come_in_the_clients_order(devices):
+    clients = participants(2, 5)
+    overlaps = []
+
+    def train(client, net, weights, round, target):
+        if not net.busy.acquire(blocking=False):
+            overlaps.append(client)
+        threading.Event().wait(0.01 * (7 - client))  # the first are the slowest
+        net.busy.release()
+        return update(float(client), 1)
+
+    for client in clients:
+        client.train = lambda *arguments, number=client.client: train(number, *arguments)
+    run, networks = FakeRun(), [Network() for _ in range(devices)]
+    updates = train_main.train_clients(clients, networks, {}, 0, None, run)
+    assert [found.loss for found in updates] == list(range(7))
+    assert sorted(run.started) == list(range(7)) and overlaps == []
+
+
+def test_an_error_on_one_device_stops_the_others():
+    clients = participants(2, 4)
+    reached = threading.Event()
+
+    def fail(*_):
+        reached.wait(5)
+        raise UserError("a client failed")
+
+    def train_until_stopped(client):
+        reached.set()
+        assert client.stop.wait(5)
+        return update(0.0, 1)
+
+    clients[0].train = fail
+    for client in clients[1:]:
+        client.train = lambda *_, client=client: train_until_stopped(client)
+    run = FakeRun()
+    with pytest.raises(UserError, match="a client failed"):
+        list(train_main.train_clients(clients, [Network(), Network()], {}, 0, None, run))
+    assert all(client.stop.is_set() for client in clients)
+    assert len(run.started) < 6
+
+
+# ---- how
+
+
+@pytest.mark.parametrize(("weighting", "expected"), [("equal", 2.0), ("size", 1.5)])
+def test_average_by_size_or_head(weighting, expected):
+    run = FakeRun()
+    updates = iter([update(1.0, 30), update(3.0, 10, labeled=False)])
+    weights, reports = average_weights(updates, weighting, torch.device("cpu"), run)
+    assert weights["w"].tolist() == [expected] * 3
+    assert [report.num_samples for report in reports] == [30, 10]
+    assert all(report.weights == {} for report in reports)
+    assert run.done == [1.0, 3.0]
+
+
+def test_mean_relation_stays_where_nobody_measures():
+    measured = [update(0.0, 1), update(0.0, 1, labeled=False)]
+    mean = mean_relation(measured, None)
+    torch.testing.assert_close(mean.probabilities(), torch.full((2, 2), 0.5))
+    assert mean_relation(measured[1:], mean) is mean
+    assert mean_relation(measured[1:], None) is None
+
+
+def test_round_as_a_row():
+    reports = [update(1.0, 5), update(3.0, 5), update(0.5, 5, labeled=False)]
+    row = round_row(7, reports, 1e-3)
+    assert row == {
+        "round": 7,
+        "phase": "all",
+        "learning_rate": 1e-3,
+        "loss": 1.5,
+        "supervised_loss": 2.0,
+        "consistency_loss": 0.5,
+        "relation_loss": 0.5,
+        "consistency_weight": 0.5,
+        "reliable_share": 0.5,
+        "clients_labeled": 2,
+        "clients_unlabeled": 1,
+        "seconds_labeled": 1.0,
+        "seconds_unlabeled": 3.0,
+    }
+    only = round_row(0, reports[:2], 1e-3)
+    assert only["phase"] == "labeled" and only["relation_loss"] is None
+    assert round_row(0, reports[2:], 1e-3)["phase"] == "unlabeled"
+
+
+def test_matrices_of_a_round():
+    matrices = RoundMatrices.of_round(3, [update(1.0, 1), update(1.0, 1, labeled=False)])
+    assert matrices.round == 3 and matrices.unlabeled is None
+    assert np.array(matrices.labeled) == pytest.approx(np.full((2, 2), 0.5))

@@ -1,0 +1,434 @@
+"""Whole runs with a stand-in network: how they go on, what they refuse, what one client spoils."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import train_main
+from dataloaders.dataset import ImageDataset
+from local_supervised import SupervisedLocalUpdate
+from local_unsupervised import UnsupervisedLocalUpdate
+from tests.conftest import DataFolder
+from tests.torture.runs import (
+    build_small_densenet,
+    differences,
+    outcome,
+    whole_states,
+    write_predictions_only,
+)
+from utils.checkpoint import load_checkpoint, load_model, save_checkpoint
+from utils.errors import run_command
+
+SMALL = ["--preset", "paper", "--pretrained", "0", "--image_size", "32", "--batch_size", "4"]
+SMALL += ["--num_users", "4", "--rounds", "3", "--gpu", "cpu", "--progress", "0"]
+SMALL += ["--consistency_rampup", "2", "--figure_every", "1000"]
+LABELED_CLIENT, UNLABELED_CLIENT = 1, 2
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    status: int
+    said: str
+    error: str
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """A network, a report and a disk that take no time."""
+    monkeypatch.setattr("networks.models.build_densenet121", build_small_densenet)
+    monkeypatch.setattr("utils.run.report_run", write_predictions_only)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def train(small_parts, monkeypatch, capsys, tmp_path):
+    """train_main.py with these flags, in this process."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*flags) -> Ended:
+        words = ["train_main.py", "--cache_dir", tmp_path / "cache", *flags]
+        monkeypatch.setattr(sys, "argv", list(map(str, words)))
+        with pytest.raises(SystemExit) as stop:
+            run_command(train_main.main)
+        return Ended(stop.value.code, *capsys.readouterr())
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def data(phantom_folder, tmp_path) -> DataFolder:
+    """A data set of its own, to be changed."""
+    old = phantom_folder.root_path.parent
+    shutil.copytree(old, tmp_path / "data")
+    return DataFolder(*(tmp_path / "data" / path.relative_to(old) for path in phantom_folder))
+
+
+@pytest.fixture
+def begun(train, data, tmp_path) -> Path:
+    """A run of two rounds."""
+    ended = train(*SMALL, *data.flags(), "--rounds", 2, "--run_dir", tmp_path / "run")
+    assert ended.status == 0, ended.error
+    return tmp_path / "run"
+
+
+def refused(ended: Ended) -> str:
+    """The one line that a command ended with."""
+    assert ended.status == 2 and "Traceback" not in ended.error
+    assert ended.error.count("\n") == 1, ended.error
+    return ended.error
+
+
+# ---- the same bits
+
+
+def test_where_clients_wait_and_how_many_train_at_once_changes_nothing(
+    train, phantom_folder, tmp_path
+):
+    ways = {
+        "host": ["--client_state", "host"],
+        "disk": ["--client_state", "disk"],
+        "device": ["--client_state", "device", "--gpu", "cpu,cpu,cpu"],
+    }
+    for name, flags in ways.items():
+        ended = train(*SMALL, *phantom_folder.flags(), *flags, "--run_dir", tmp_path / name)
+        assert ended.status == 0, ended.error
+    whole = outcome(tmp_path / "host")
+    assert len([name for name in whole if name.startswith("client 2/teacher")]) > 10
+    assert differences(whole, outcome(tmp_path / "disk")) == []
+    assert differences(whole, outcome(tmp_path / "device")) == []
+
+
+def test_a_run_goes_on_elsewhere_and_longer(train, begun, data, tmp_path):
+    assert train(*SMALL, *data.flags(), "--run_dir", tmp_path / "whole").status == 0
+    moved = DataFolder(*(tmp_path / "moved" / path.name for path in data))
+    (tmp_path / "moved").mkdir()
+    for old, new in zip(data, moved, strict=True):
+        shutil.move(old, new)
+    for image in moved.root_path.iterdir():
+        os.utime(image, (1, 1))  # a copy has other times
+    flags = ["--rounds", 3, "--client_state", "disk", "--cache", "ram", "--gpu", "cpu,cpu"]
+    ended = train("--resume", begun, *moved.flags(), *flags, "--save_every", 2)
+    assert ended.status == 0 and "going on with round 2 of 3" in ended.said, ended.error
+    assert differences(outcome(tmp_path / "whole"), outcome(begun)) == []
+
+
+def test_only_two_states_are_kept_and_weights_every_so_often(train, phantom_folder, tmp_path):
+    flags = ["--rounds", 5, "--save_every", 2, "--run_dir", tmp_path / "run"]
+    assert train(*SMALL, *phantom_folder.flags(), *flags).status == 0
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert whole_states(tmp_path / "run") == [4, 5]
+    assert sorted(path.name for path in checkpoints.glob("epoch_*")) == [
+        "epoch_1.pth",
+        "epoch_3.pth",
+        "epoch_4.pth",
+    ]
+    clients = [f"client_{client}_{round:06d}.pth" for client in range(4) for round in (3, 4)]
+    assert sorted(os.listdir(checkpoints / "clients")) == sorted(clients)
+
+
+# ---- damage
+
+
+@pytest.mark.parametrize("what", ["state_000002.pth", "clients/client_2_000001.pth"])
+def test_resume_falls_back_to_the_round_before_and_says_so(train, begun, data, tmp_path, what):
+    whole = outcome(begun)
+    path = begun / "checkpoints" / what
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 3] ^= 64
+    path.write_bytes(raw)
+    ended = train("--resume", begun)
+    assert ended.status == 0 and "going on with round 1 of 2" in ended.said, ended.error
+    assert f"{path}: damaged" in ended.said and "going back to the round before" in ended.said
+    assert f"{path}: damaged" in (begun / "log.txt").read_text()
+    assert differences(whole, outcome(begun)) == []
+
+
+def test_nothing_whole_left_is_one_line(train, begun):
+    for path in (begun / "checkpoints").glob("state_*"):
+        path.write_bytes(path.read_bytes()[:-1])
+    assert "no undamaged state left" in refused(train("--resume", begun))
+
+
+def test_leftovers_of_a_killed_writer_are_swept(train, begun):
+    places = [begun, begun / "checkpoints", begun / "checkpoints" / "clients", begun / "figures"]
+    places[-1].mkdir(exist_ok=True)
+    for place in places:
+        (place / ".a.pth.abc.partial").touch()
+    assert train("--resume", begun).status == 0
+    assert not list(begun.rglob("*.partial"))
+
+
+# ---- flags and data
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--base_lr", 0.1], "--base_lr 0.1 (was 0.0002)"),
+        (["--seed", 2, "--method", "fedavg"], "--seed 2 (was 1337), --method fedavg (was fedirm)"),
+        (["--rounds", 1], "--rounds 1: the run was begun with 2"),
+        (["--preset", "slides"], "--preset slides (was paper)"),
+    ],
+)
+def test_flags_that_change_the_science_are_refused_with_a_diff(train, begun, flags, reason):
+    before = (begun / "args.json").read_text()
+    words = refused(train("--resume", begun, *flags))
+    first, *rest = reason.split(", ")
+    assert first in words and all(part in words for part in rest)
+    assert (begun / "args.json").read_text() == before
+
+
+def test_a_changed_args_file_is_refused_with_a_diff(train, begun):
+    path = begun / "args.json"
+    path.write_text(path.read_text().replace('"base_lr": 0.0002', '"base_lr": 0.0003'))
+    assert "args.json" in (words := refused(train("--resume", begun)))
+    assert "--base_lr 0.0003 (was 0.0002)" in words
+    path.write_text("{")
+    assert "not the folder of a run" in refused(train("--resume", begun))
+
+
+def swap_labels(data: DataFolder) -> None:
+    table = pd.read_csv(data.csv_file_train)
+    labels = table.columns[2:]
+    table.loc[0, labels] = table.loc[0, labels].to_numpy()[::-1]
+    table.to_csv(data.csv_file_train, index=False)
+
+
+def rename_class(data: DataFolder) -> None:
+    for path in data[1:]:
+        path.write_text(path.read_text().replace("subdural", "subgaleal"))
+
+
+def repaint(data: DataFolder) -> None:
+    path = data.root_path / pd.read_csv(data.csv_file_test).ImageID[0]
+    status = path.stat()
+    picture = Image.open(path).convert("RGB")
+    picture.putpixel((3, 3), (1, 2, 3))
+    picture.save(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+
+
+def drop_row(data: DataFolder) -> None:
+    pd.read_csv(data.csv_file_train).iloc[1:].to_csv(data.csv_file_train, index=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (swap_labels, "csv_file_train"),
+        (rename_class, "csv_file_train"),
+        (repaint, "csv_file_test"),
+        (drop_row, "csv_file_train"),
+    ],
+)
+def test_a_changed_data_set_is_refused_by_name(train, begun, data, change, named):
+    change(data)
+    words = refused(train("--resume", begun))
+    assert f"{getattr(data, named)}: the {named[9:]} images or labels changed" in words
+
+
+def test_a_start_from_other_classes_is_refused_before_a_network_is_built(
+    train, begun, data, tmp_path, monkeypatch
+):
+    weights, content = load_model(begun / "checkpoints" / "epoch_1.pth")
+    content["class_names"] = content["class_names"][::-1]
+    save_checkpoint(tmp_path / "other.pth", content | {"state_dict": weights})
+    monkeypatch.setattr("federation.build_networks", None)
+    monkeypatch.setattr("train_main.build_networks", None)
+    flags = ["--resume", tmp_path / "other.pth", "--run_dir", tmp_path / "new"]
+    assert "made for the classes" in refused(train(*SMALL, *data.flags(), *flags))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_disk_too_small_for_the_states_is_refused_at_once(
+    train, phantom_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("utils.run.free_bytes", lambda folder: 100_000)
+    run_dir = tmp_path / "runs" / "new"
+    words = refused(train(*SMALL, *phantom_folder.flags(), "--run_dir", run_dir))
+    assert f"{run_dir}: 0.1 MB free and 0." in words and "needed" in words
+    assert not run_dir.parent.exists()
+
+
+# ---- a client that goes wrong
+
+
+def spoil(monkeypatch, client: int, rounds: set[int]) -> None:
+    """From now on a client's weights come back as NaN in some rounds."""
+    trainer = SupervisedLocalUpdate if client == LABELED_CLIENT else UnsupervisedLocalUpdate
+    sound = trainer.train
+
+    def train(self, net, weights, round, target_matrix):
+        update = sound(self, net, weights, round, target_matrix)
+        if self.client == client and round in rounds:
+            next(iter(update.weights.values()))[0, 0] = float("nan")
+        return update
+
+    monkeypatch.setattr(trainer, "train", train)
+
+
+@pytest.mark.parametrize("client", [LABELED_CLIENT, UNLABELED_CLIENT])
+@pytest.mark.parametrize("gpu", ["cpu", "cpu,cpu"])
+def test_a_bad_client_stops_the_run_which_then_goes_on_as_if_nothing_had_been(
+    train, phantom_folder, tmp_path, monkeypatch, client, gpu
+):
+    flags = [*SMALL, *phantom_folder.flags(), "--gpu", gpu]
+    assert train(*flags, "--run_dir", tmp_path / "whole").status == 0
+    with monkeypatch.context() as patch:
+        spoil(patch, client, {1})
+        words = refused(train(*flags, "--run_dir", tmp_path / "run"))
+    assert f"client {client}, round 1: its weights are not finite" in words
+    held = json.loads((tmp_path / "run" / "split.json").read_text())["clients"][client]
+    named = words.split("the images ")[1].split(";")[0].split(", ")
+    assert 2 <= len(named) <= 5 and set(named) <= set(held)
+    assert whole_states(tmp_path / "run") == [1]
+    assert train("--resume", tmp_path / "run").status == 0
+    assert differences(outcome(tmp_path / "whole"), outcome(tmp_path / "run")) == []
+
+
+def test_a_skipped_client_leaves_no_trace_in_the_round(
+    train, phantom_folder, tmp_path, monkeypatch
+):
+    """The average is the others'; its memory stays that of the round before; it is counted."""
+    received = {}
+    with monkeypatch.context() as patch:
+        spoil(patch, UNLABELED_CLIENT, {1})
+        real = train_main.average_weights
+
+        def average(updates, *arguments):
+            kept = list(updates)
+            received[len(received)] = [
+                update.weights["densenet121.classifier.0.bias"].clone() for update in kept
+            ]
+            return real(iter(kept), *arguments)
+
+        patch.setattr(train_main, "average_weights", average)
+        flags = ["--on_bad_client", "skip", "--fedavg_weights", "equal", "--rounds", 2]
+        run_dir = tmp_path / "run"
+        ended = train(*SMALL, *phantom_folder.flags(), *flags, "--run_dir", run_dir)
+    assert ended.status == 0, ended.error
+    assert "left out of this round: client 2, round 1" in (run_dir / "log.txt").read_text()
+    assert pd.read_csv(run_dir / "metrics.csv").clients_skipped.tolist() == [0, 1]
+    assert [len(biases) for biases in received.values()] == [4, 3]
+    state = load_checkpoint(run_dir / "checkpoints" / "state_000002.pth")
+    bias = state["weights"]["densenet121.classifier.0.bias"]
+    assert torch.allclose(bias, torch.stack(received[1]).mean(0), atol=1e-6)
+    rounds = {client: name[-10:-4] for client, (name, _) in state["clients"].items()}
+    assert rounds == {0: "000001", 1: "000001", 2: "000000", 3: "000001"}
+
+
+def test_three_bad_rounds_in_a_row_stop_the_run_also_over_a_resume(
+    train, phantom_folder, tmp_path, monkeypatch
+):
+    spoil(monkeypatch, UNLABELED_CLIENT, {1, 2, 3})
+    flags = ["--on_bad_client", "skip", "--rounds", 2, "--run_dir", tmp_path / "run"]
+    assert train(*SMALL, *phantom_folder.flags(), *flags).status == 0
+    words = refused(train("--resume", tmp_path / "run", "--rounds", 6))
+    assert "round 3" in words and "3rd round in a row" in words
+    assert whole_states(tmp_path / "run") == [2, 3]
+
+
+def test_the_images_of_the_first_bad_step_are_named(train, phantom_folder, tmp_path, monkeypatch):
+    """A loss that is NaN from the second step of client 1 on: that batch, not a later one."""
+    handed_out, losses = {}, []
+    batches, cross_entropy = ImageDataset.training_batches, torch.nn.functional.cross_entropy
+
+    def recorded(self, indices, *arguments):
+        for batch in batches(self, indices, *arguments):
+            handed_out.setdefault(tuple(indices.tolist()), []).append(batch.indices.tolist())
+            yield batch
+
+    def poisoned(logits, labels, **options):
+        losses.append(cross_entropy(logits, labels, **options))
+        client_1 = list(handed_out.values())[1:2]
+        return losses[-1] * (float("nan") if client_1 and len(client_1[0]) >= 2 else 1)
+
+    monkeypatch.setattr(ImageDataset, "training_batches", recorded)
+    monkeypatch.setattr("local_supervised.cross_entropy", poisoned)
+    run_dir = tmp_path / "run"
+    flags = ["--batch_size", 2, "--run_dir", run_dir]
+    words = refused(train(*SMALL, *phantom_folder.flags(), *flags))
+    names = pd.read_csv(phantom_folder.csv_file_train).ImageID
+    steps = list(handed_out.values())[1]
+    assert len(steps) > 2
+    expected = ", ".join(names[index] for index in steps[1])
+    assert f"client 1, round 0: its loss is nan after training on the images {expected};" in words
+
+
+# ---- signals
+
+
+@pytest.mark.parametrize("gpu", ["cpu", "cpu,cpu"])
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("method", ["fedirm", "fed_selftraining"])
+def test_a_signal_stops_within_a_step(
+    train, phantom_folder, tmp_path, monkeypatch, gpu, sent, status, method
+):
+    """A round of four clients with 3,000 steps each, stopped while the first are at it."""
+    steps = []
+    batches = ImageDataset.training_batches
+
+    def slow(*arguments):
+        for batch in batches(*arguments):
+            steps.append(time.monotonic())
+            if len(steps) == 8:
+                os.kill(os.getpid(), sent)
+            time.sleep(0.02)
+            yield batch
+
+    monkeypatch.setattr(ImageDataset, "training_batches", slow)
+    flags = ["--gpu", gpu, "--method", method, "--local_ep", 1000, "--run_dir", tmp_path / "run"]
+    ended = train(*SMALL, *phantom_folder.flags(), *flags)
+    stopped = time.monotonic()
+    assert ended.status == status and "--resume" in ended.said
+    assert len(steps) <= 8 + 3 and stopped - steps[7] < 2
+    assert whole_states(tmp_path / "run") == []
+
+
+# ---- memory
+
+
+@pytest.mark.parametrize(
+    ("error", "where"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "the GPU's memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "main memory"),
+        (MemoryError(), "main memory"),
+    ],
+)
+def test_out_of_memory_names_the_flags_that_help(
+    train, phantom_folder, tmp_path, monkeypatch, error, where
+):
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr(UnsupervisedLocalUpdate, "losses", full)
+    words = refused(train(*SMALL, *phantom_folder.flags(), "--run_dir", tmp_path / "run"))
+    for part in (
+        where,
+        "--batch_size (now 4)",
+        "--image_size (now 32)",
+        "--cache",
+        "--client_state",
+    ):
+        assert part in words
+    assert ("--precision bf16" in words) == ("GPU" in where)
+    assert json.loads((tmp_path / "run" / "args.json").read_text())["batch_size"] == 4
+
+
+def test_other_errors_keep_their_traceback(train, phantom_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(UnsupervisedLocalUpdate, "losses", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(*SMALL, *phantom_folder.flags(), "--run_dir", tmp_path / "run")

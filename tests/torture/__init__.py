@@ -1,0 +1,1 @@
+"""Long trials of what docs/RELIABILITY.md promises: `python -m tests.torture --help`."""
