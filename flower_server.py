@@ -48,7 +48,8 @@ class FedIRM(FlowerFedAvg):
         super().__init__(fraction_evaluate=0.0)
         self.run, self.data, self.net, self.device = run, data, net, device
         self.sites, self.progress = sites, progress
-        self.sent: dict[RemoteSite, Message] = {}
+        self.sent: dict[RemoteSite, Message] = {}  # this round's tasks
+        self.asked: dict[RemoteSite, int] = {}  # and of which round's memory they are to go on
         self.started = 0.0
 
     def configure_train(
@@ -59,11 +60,12 @@ class FedIRM(FlowerFedAvg):
         active = self.sites.ready_for(round)
         self.started = self.run.start_round(round, active)
         target = pack_matrix("target", self.progress.matrix)
-        self.sent = {}
+        self.sent, self.asked = {}, {}
         for site in active:
             self.run.start_client(site)
             with self.run.memory_of(site):
-                task = {"round": round, "memory_round": site.memory_round, **target}
+                self.asked[site] = site.memory_round
+            task = {"round": round, "memory_round": self.asked[site], **target}
             self.sent[site] = self.sites.message(site.node_id, MessageType.TRAIN, task, arrays)
         return list(self.sent.values())
 
@@ -76,7 +78,7 @@ class FedIRM(FlowerFedAvg):
         updates = self.accepted(answered, round, weights)
         weights, reports = average_weights(updates, run.args.fedavg_weights, self.device, run)
         self.progress = Progress(weights, mean_relation(reports, matrix), round + 1)
-        run.finish_round(self.progress, self.net, self.data, reports, self.started)
+        run.finish_round(self.progress, [self.net], self.data, reports, self.started)
         return pack_weights(weights), None
 
     def accepted(
@@ -96,6 +98,8 @@ class FedIRM(FlowerFedAvg):
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 self.run.guard.turn_away(site, round, f"its answer is no update: {error}")
                 continue
+            if reply.content["report"]["recalled"] != self.asked[site]:
+                self.run.say(f"client {site.client} has lost its memory and began anew")
             site.memory_round = round
             if self.run.accept(site, round, update, received):
                 count += 1

@@ -29,6 +29,8 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning of many lines
 }
 SECONDS_TO_END = 5.0
+# Ray takes 127.0.0.1 for "find out the address that others see"; all of 127 is loopback.
+LOOPBACK = "127.0.0.2"
 
 
 def simulate(run: Run) -> None:
@@ -98,7 +100,7 @@ def ray_started() -> Iterator[None]:
     """On the cluster that RAY_ADDRESS names, or on Ray started on this machine's loopback."""
     import ray
 
-    alone = {} if os.environ.get("RAY_ADDRESS") else {"_node_ip_address": "127.0.0.1"}
+    alone = {} if os.environ.get("RAY_ADDRESS") else {"_node_ip_address": LOOPBACK}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     ray.init(
         include_dashboard=False,
