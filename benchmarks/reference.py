@@ -1,4 +1,4 @@
-"""The released program as a plain loop, written from its description: what ours is measured against.
+"""The released program as a plain loop, from its description: what ours is measured against.
 
 Every image is opened, resized and augmented when a batch needs it, in the process that trains. An
 unlabelled batch makes 13 full passes: one that trains, one of the teacher, 11 under dropout. Every
