@@ -12,9 +12,12 @@ their memory to the store included; step 5, evaluation and checkpoint, stands by
 
 import argparse
 import copy
+import io
+import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -79,19 +82,28 @@ class Ours:
 
     def __init__(self, args: Namespace, clock: Clock):
         self.clock = clock
+        with redirect_stdout(io.StringIO()):
+            self._prepare(args)
+
+    def _prepare(self, args: Namespace) -> None:
         self.run = open_run(args)
         self.args = self.run.args
         self.devices, self.data = prepare(self.run)
         self.networks = build_networks(self.args, self.data.train.class_names, self.devices)
         self.clients = build_clients(self.args, self.data)
         self.run.begin(self.data, self.clients, self.networks, self.devices)
-        compile_networks(
-            self.networks, self.args, len(self.data.train), self.args.image_size, print
-        )
+        with redirect_stdout(sys.stderr):
+            compile_networks(
+                self.networks, self.args, len(self.data.train), self.args.image_size, print
+            )
         self.weights, self.target, self.round = copy_weights(self.networks[0]), None, 0
 
     def train(self) -> Timing:
         """Steps 1 to 4 of a round."""
+        with redirect_stdout(io.StringIO()):
+            return self._train()
+
+    def _train(self) -> Timing:
         run, args = self.run, self.args
         run.start_round(self.round, self.clients)
         watch = Stopwatch(self.clock, [client.labeled for client in self.clients])
@@ -114,9 +126,10 @@ class Ours:
         """Step 5, evaluation, log and checkpoint; its seconds."""
         self.round += 1
         progress = Progress(self.weights, self.target, self.round)
-        return self.clock.time(
-            lambda: self.run.finish_round(progress, self.networks, self.data, self.reports, 0.0)
-        )
+        with redirect_stdout(io.StringIO()):
+            return self.clock.time(
+                lambda: self.run.finish_round(progress, self.networks, self.data, self.reports, 0)
+            )
 
 
 class Floor:
