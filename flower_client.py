@@ -18,20 +18,16 @@ from flwr.clientapp import ClientApp
 from dataloaders.dataset import ImageDataset, load_dataset
 from dataloaders.table import read_table
 from dataloaders.unlabeled import read_unlabeled_table
-from federation import build_client
+from federation import build_client, build_networks
 from flower_messages import pack_update, unpack_flags, unpack_matrix, unpack_weights
 from networks.models import DenseNet121
-from utils.checkpoint import build_network, load_checkpoint, save_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.client_checks import find_bad_number
 from utils.devices import (
     choose_devices,
-    place_network,
     set_deterministic,
-    set_precision,
-    training_precision,
 )
 from utils.errors import UserError
-from utils.run import architecture
 
 NODE_KEYS = ("partition-id", "labeled", "csv", "images", "memory")
 
@@ -77,8 +73,7 @@ def train_site(site: Site, content: RecordDict) -> RecordDict:
     task, args = content["task"], site.args
     set_deterministic(bool(args.deterministic))
     device = choose_devices(site.gpu, print)[0]
-    net = network_on(device, site.dataset.class_names, tuple(architecture(args).items()))
-    set_precision([net], training_precision(args.precision, [device]))
+    net = network_on(device, site.dataset.class_names, task["flags"])
     memory = Memory(site.memory, task["experiment"], site.client)
     trainer = build_client(args, site.dataset, site.indices, site.client, site.labeled)
     recalled = memory.recall(task["memory_round"])
@@ -97,11 +92,9 @@ def train_site(site: Site, content: RecordDict) -> RecordDict:
 
 
 @lru_cache(maxsize=1)
-def network_on(
-    device: torch.device, class_names: tuple[str, ...], shape: tuple[tuple[str, object], ...]
-) -> DenseNet121:
+def network_on(device: torch.device, class_names: tuple[str, ...], flags: str) -> DenseNet121:
     """The network on which this process trains its clients, one after the other."""
-    return place_network(build_network(dict(shape), class_names), device)
+    return build_networks(unpack_flags(flags), class_names, [device])[0]
 
 
 class Memory:
