@@ -34,7 +34,8 @@ NODE_KEYS = ("partition-id", "labeled", "csv", "images", "memory")
 
 class Site(NamedTuple):
     """One client at its own place: flags, number, images (rows `indices` of `dataset`), a folder
-    for what it remembers between rounds, and the device it trains on, as `--gpu` takes it."""
+    for what it remembers between rounds, the device it trains on, as `--gpu` takes it, and a file
+    whose appearance ends its training at the next step."""
 
     args: Namespace
     client: int
@@ -43,6 +44,17 @@ class Site(NamedTuple):
     indices: torch.Tensor
     memory: Path
     gpu: str
+    stop: Path
+
+
+class StopFile(NamedTuple):
+    """In the place of a trainer's `stop`: an event that another process may set."""
+
+    path: Path
+
+    def is_set(self) -> bool:
+        """Whether the file has appeared."""
+        return self.path.exists()
 
 
 OpenSite = Callable[[Context, ConfigRecord], Site]
@@ -76,6 +88,7 @@ def train_site(site: Site, content: RecordDict) -> RecordDict:
     net = network_on(device, site.dataset.class_names, task["flags"])
     memory = Memory(site.memory, task["experiment"], site.client)
     trainer = build_client(args, site.dataset, site.indices, site.client, site.labeled)
+    trainer.stop = StopFile(site.stop)
     recalled = memory.recall(task["memory_round"])
     if recalled is not None:
         trainer.load_state_dict(recalled)
@@ -161,6 +174,7 @@ def own_site(context: Context, task: ConfigRecord) -> Site:
         torch.arange(len(dataset)),
         memory,
         str(config.get("gpu", "0")),
+        memory / "stop",
     )
 
 

@@ -28,7 +28,8 @@ SETTINGS = {
     "RAY_ENABLE_AUTO_CONNECT": "0",  # else a late call after the end starts Ray again
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning of many lines
 }
-SECONDS_TO_END = 5.0
+STOP_FILE = "stop_clients"
+SECONDS_TO_END = 60.0
 # Ray takes 127.0.0.1 for "find out the address that others see"; all of 127 is loopback.
 LOOPBACK = "127.0.0.2"
 
@@ -50,17 +51,20 @@ def simulate(run: Run) -> None:
         from flower_server import serve
         from flower_sites import SiteRegister
 
-        with simulated_grid(build_client_app(open_site), len(clients), resources) as grid:
+        client_app, stop = build_client_app(open_site), run.folder / STOP_FILE
+        with simulated_grid(client_app, len(clients), resources, stop) as grid:
             sites = SiteRegister(grid, run.args, data.class_names, "clients", run.say)
             sites.wait_for(len(clients))
             serve(run, grid, data, devices, sites)
 
 
 @contextmanager
-def simulated_grid(client_app, num_nodes: int, resources: dict[str, float]) -> Iterator:
+def simulated_grid(client_app, num_nodes: int, resources: dict[str, float], stop: Path) -> Iterator:
     """Flower's simulation, lent to the block as the Grid that a ServerApp would get.
 
     The rounds then run in the main thread, where Ctrl-C and errors end them as they end the loop.
+    Clients that still train at the block's end see the file `stop` and end at their next step:
+    Ray waits for them.
     """
     from flwr.serverapp import Grid, ServerApp
     from flwr.simulation import run_simulation
@@ -83,6 +87,7 @@ def simulated_grid(client_app, num_nodes: int, resources: dict[str, float]) -> I
             lent.put(error)
 
     with ray_started():
+        stop.unlink(missing_ok=True)
         thread = threading.Thread(target=runtime, daemon=True)
         thread.start()
         try:
@@ -91,8 +96,10 @@ def simulated_grid(client_app, num_nodes: int, resources: dict[str, float]) -> I
                 raise grid
             yield grid
         finally:
+            stop.touch()
             finished.set()
             thread.join(SECONDS_TO_END)
+            stop.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -155,6 +162,7 @@ def simulated_site(
         torch.from_numpy(data.split.clients[client]),
         memory,
         gpu,
+        memory / STOP_FILE,
     )
 
 
