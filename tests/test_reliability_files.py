@@ -98,7 +98,8 @@ def test_a_log_on_a_full_disk_is_an_error_where_it_is_written():
 
 
 def test_curves_on_a_full_disk_are_an_error_and_no_thread_that_hangs(tmp_path, monkeypatch):
-    monkeypatch.setattr("tensorboardX.record_writer.open_file", lambda _: open("/dev/full", "wb"))
+    full = Path("/dev/full")
+    monkeypatch.setattr("tensorboardX.record_writer.open_file", lambda _: full.open("wb"))
     before = threading.active_count()
     curves = Curves(tmp_path / "tb", 0)
     curves.scalars({"round": 0, "loss": 0.5}, 0)
