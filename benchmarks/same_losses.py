@@ -12,7 +12,8 @@ from torchvision.transforms import functional as reference_functional
 from benchmarks.reference import MEAN, STD, ReferenceClient, ReferenceNet
 from confuse_matrix import RelationMatrix
 from dataloaders.augment import Augmentation, draw_views
-from dataloaders.dataset import ImageDataset, batch_bounds
+from dataloaders.dataset import ImageDataset, batch_bounds, load_dataset
+from dataloaders.table import read_table
 from local_supervised import SupervisedLocalUpdate
 from local_unsupervised import UnsupervisedLocalUpdate
 from networks.models import DenseNet121, SeededDropout
@@ -63,6 +64,12 @@ def check(args: Namespace, dataset: ImageDataset, folder: Path) -> list[str]:
     if not off <= STATISTICS_TOLERANCE:
         raise RuntimeError(f"unlabelled: {name} is {off:.1e} off")
     return [*lines, f"after 12 updates a step or one of the same effect, {name} is {off:.1e} apart"]
+
+
+def small_dataset(args: Namespace) -> ImageDataset:
+    """The training images that `args` names, as many as the check wants."""
+    table = read_table(args.csv_file_train).select(range(STEPS * args.batch_size))
+    return load_dataset(table, args.root_path, args.image_size, "ram", args.cache_dir, print)
 
 
 def ours_draws(
