@@ -45,7 +45,13 @@ PAPER = {
     "fedavg_weights": "size",
     "bn_updates": "once",
 }
-OFFICIAL = {"local_ep": 1, "base_lr": 2e-4, "label_smoothing": 0.1, "labeled_views": 2}
+OFFICIAL = {
+    "local_ep": 1,
+    "base_lr": 2e-4,
+    "label_smoothing": 0.1,
+    "labeled_views": 2,
+    "eval_every": 10,
+}
 # What the embedded data's size asks for: small pictures, small batches, random weights at first,
 # unlabelled clients that join once there is something to agree on. The matrices of a client and of
 # an absent class follow the paper, since in a batch of 8 most classes are absent; all else follows

@@ -14,155 +14,20 @@ import argparse
 import copy
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
 
 import torch
-from torch.nn.functional import cross_entropy, softmax
 
 from benchmarks import reference, same_losses
 from benchmarks.data import make_files
-from benchmarks.measure import Clock, conditions, in_turn, ratios, spread
-from federation import average_weights, build_clients, build_networks, mean_relation, prepare
-from networks.models import DenseNet121
-from options import args_parser
-from train_main import train_clients
-from utils.client import copy_weights
-from utils.compilation import compile_networks
+from benchmarks.measure import conditions, in_turn, ratios, spread
+from benchmarks.ours import Floor, Ours, Stopwatch, Timing, product_args
 from utils.errors import run_command
-from utils.run import open_run
-from utils.run_state import Progress
 from utils.table_files import to_markdown
 
 ROUND = 25
 PARTS = ("labelled client", "unlabelled client", "FedAvg and matrices", "whole round")
-
-
-class Timing(NamedTuple):
-    """Seconds of one round: means over its clients of either kind, the server, everything."""
-
-    labeled: float
-    unlabeled: float
-    server: float
-    whole: float
-
-
-class Stopwatch:
-    """Sorts a round's seconds into labelled clients, unlabelled clients and the rest."""
-
-    def __init__(self, clock: Clock, labels: list[bool]):
-        self.clock, self.labels = clock, labels
-        self.seconds: list[float] = []
-        self.started = clock.now()
-
-    def client(self, work: Callable[[], object]) -> object:
-        """Do one client's work and count it."""
-        started = self.clock.now()
-        result = work()
-        self.seconds.append(self.clock.now() - started)
-        return result
-
-    def timing(self) -> Timing:
-        """The round ends now."""
-        whole = self.clock.now() - self.started
-        kinds = {kind: [] for kind in (True, False)}
-        for labeled, seconds in zip(self.labels, self.seconds, strict=True):
-            kinds[labeled].append(seconds)
-        labeled, unlabeled = (sum(kinds[kind]) / len(kinds[kind]) for kind in (True, False))
-        return Timing(labeled, unlabeled, whole - sum(self.seconds), whole)
-
-
-class Ours:
-    """The product's own round, on a run folder of its own."""
-
-    def __init__(self, args: Namespace, clock: Clock):
-        self.clock = clock
-        self.run = open_run(args)
-        self.args = self.run.args
-        self.devices, self.data = prepare(self.run)
-        self.networks = build_networks(self.args, self.data.train.class_names, self.devices)
-        self.clients = build_clients(self.args, self.data)
-        self.run.begin(self.data, self.clients, self.networks, self.devices)
-        compile_networks(
-            self.networks, self.args, len(self.data.train), self.args.image_size, print
-        )
-        self.weights, self.target, self.round = copy_weights(self.networks[0]), None, 0
-
-    def train(self) -> Timing:
-        """Steps 1 to 4 of a round."""
-        run, args = self.run, self.args
-        run.start_round(self.round, self.clients)
-        watch = Stopwatch(self.clock, [client.labeled for client in self.clients])
-        trained = train_clients(
-            self.clients, self.networks, self.weights, self.round, self.target, run
-        )
-
-        def timed() -> Iterator:
-            while (update := watch.client(lambda: next(trained, None))) is not None:
-                yield update
-            watch.seconds.pop()  # of the call that found no client left
-
-        self.weights, self.reports = average_weights(
-            timed(), args.fedavg_weights, self.devices[0], run
-        )
-        self.target = mean_relation(self.reports, self.target)
-        return watch.timing()
-
-    def finish(self) -> float:
-        """Step 5, evaluation, log and checkpoint; its seconds."""
-        self.round += 1
-        progress = Progress(self.weights, self.target, self.round)
-        return self.clock.time(
-            lambda: self.run.finish_round(progress, self.networks, self.data, self.reports, 0.0)
-        )
-
-
-class Floor:
-    """Bare passes on random views of ours' shapes, with ours' network."""
-
-    def __init__(self, ours: Ours, images: int, with_optimizer: bool):
-        self.clock, self.net = ours.clock, ours.networks[0]
-        self.labels = [client.labeled for client in ours.clients]
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-6, fused=True)
-        self.with_optimizer = with_optimizer
-        size, batch = ours.args.image_size, ours.args.batch_size
-        sizes = [min(batch, images - start) for start in range(0, images, batch)]
-        device = ours.devices[0]
-        self.batches = [
-            [
-                torch.randn(count, 3, size, size, device=device).contiguous(
-                    memory_format=torch.channels_last
-                )
-                for _ in range(2)
-            ]
-            for count in sizes
-        ]
-        self.targets = [torch.zeros(count, dtype=torch.int64, device=device) for count in sizes]
-
-    def __call__(self) -> Timing:
-        """A round's passes."""
-        watch = Stopwatch(self.clock, self.labels)
-        teacher = self.net.twin().train()
-        self.net.train()
-        for labeled in self.labels:
-            watch.client(lambda labeled=labeled: self._client(labeled, teacher))
-        return watch.timing()
-
-    def _client(self, labeled: bool, teacher: DenseNet121) -> None:
-        for (first, second), labels in zip(self.batches, self.targets, strict=True):
-            logits = self.net(first)[1]
-            if labeled:
-                loss = cross_entropy(logits, labels) + cross_entropy(self.net(second)[1], labels)
-            else:
-                with torch.no_grad():
-                    target = softmax(teacher(second)[1], dim=1)
-                loss = (softmax(logits, dim=1) - target).square().sum()
-            self.net.zero_grad()
-            loss.backward()
-            if self.with_optimizer:
-                self.optimizer.step()
 
 
 class Reference:
@@ -214,8 +79,10 @@ def main() -> None:
         folder = Path(name)
         count = (options.labeled + options.unlabeled) * options.images
         csvs = make_files(folder, {"train": count, "test": options.images}, options.file_size)
-        ours = Ours(product_args(options, folder, csvs), Clock(torch.device("cpu")))
-        ours.clock = Clock(ours.devices[0])
+        same = ("gpu", "image_size", "batch_size", "precision", "compile", "deterministic")
+        flags = {name: getattr(options, name) for name in same}
+        clients = {"num_users": options.labeled + options.unlabeled, "num_labeled": options.labeled}
+        ours = Ours(product_args(folder, csvs, **flags, **clients))
         try:
             print(conditions(ours.devices[0], options.repeats))
             print(setting(options), end="\n\n")
@@ -234,9 +101,9 @@ def parse() -> Namespace:
     add("--image_size", type=int, default=128)
     add("--file_size", type=int, default=128, help="pixels a side of the PNG files")
     add("--batch_size", type=int, default=16)
-    add("--images", type=int, default=48, help="per client, and test images")
+    add("--images", type=int, default=64, help="per client, and test images")
     add("--labeled", type=int, default=1, help="clients with labels")
-    add("--unlabeled", type=int, default=4, help="clients without")
+    add("--unlabeled", type=int, default=2, help="clients without")
     add("--repeats", type=int, default=3)
     add("--threads", type=int, default=1, help="of PyTorch on the CPU")
     add("--precision", default="auto", help="of ours and the floor, as of train_main.py")
@@ -244,27 +111,6 @@ def parse() -> Namespace:
     add("--deterministic", default="1", help="as of train_main.py")
     add("--unchecked", action="store_true", help="do not compare the losses first")
     return parser.parse_args()
-
-
-def product_args(options: Namespace, folder: Path, csvs: dict[str, Path]) -> Namespace:
-    """The released program's values, every client from the start, a folder for everything."""
-    flags = {
-        "root_path": folder / "images",
-        "csv_file_train": csvs["train"],
-        "csv_file_test": csvs["test"],
-        "cache_dir": folder / "cache",
-        "run_dir": folder / "run",
-        "num_users": options.labeled + options.unlabeled,
-        "num_labeled": options.labeled,
-        "figure_every": 1000,
-        "join_epoch": -1,
-        "pretrained": 0,
-        "progress": 0,
-    }
-    same = ("gpu", "image_size", "batch_size", "precision", "compile", "deterministic")
-    flags |= {name: getattr(options, name) for name in same}
-    words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
-    return args_parser(["--preset", "official", *words])
 
 
 def setting(options: Namespace) -> str:
@@ -291,8 +137,8 @@ def measure(ours: Ours, folder: Path, options: Namespace) -> None:
     ours.train(), ours.finish()
     pieces = {
         "reference": Reference(ours, folder / "images"),
-        "floor": Floor(ours, options.images, with_optimizer=True),
-        "floor without optimizer": Floor(ours, options.images, with_optimizer=False),
+        "floor": Floor(ours, with_optimizer=True),
+        "floor without optimizer": Floor(ours, with_optimizer=False),
         "ours": ours.train,
     }
     finishing: list[float] = []

@@ -170,6 +170,14 @@ def test_leftovers_of_a_killed_writer_are_swept(train, begun):
     assert not list(begun.rglob("*.partial"))
 
 
+def test_tables_are_made_again_where_a_kill_fell_between_them_and_their_state(train, begun):
+    whole = outcome(begun)
+    (begun / "metrics.csv").unlink()
+    (begun / "matrices.csv").write_text("round,source\n")
+    assert train("--resume", begun).status == 0
+    assert differences(whole, outcome(begun)) == []
+
+
 # ---- flags and data
 
 

@@ -1,0 +1,188 @@
+"""The product's round and the bare passes under it, as pieces to be timed."""
+
+import copy
+import io
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from statistics import mean
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, softmax
+
+from benchmarks.measure import Clock
+from dataloaders.dataset import batch_bounds
+from federation import average_weights, build_clients, build_networks, mean_relation, prepare
+from networks.models import DenseNet121
+from options import args_parser
+from train_main import train_clients
+from utils.client import copy_weights, net_device
+from utils.compilation import compile_networks
+from utils.run import open_run
+from utils.run_state import Progress
+
+
+def product_args(folder: Path, csvs: dict[str, Path], **flags) -> Namespace:
+    """Flags of train_main.py for the files that `make_files` made, all clients from the start."""
+    flags = {
+        "preset": "official",
+        "root_path": folder / "images",
+        "csv_file_train": csvs["train"],
+        "csv_file_test": csvs["test"],
+        "cache_dir": folder / "cache",
+        "run_dir": folder / "run",
+        "figure_every": 1000,
+        "join_epoch": -1,
+        "pretrained": 0,
+        "progress": 0,
+    } | flags
+    return args_parser(
+        [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    )
+
+
+class Timing(NamedTuple):
+    """Seconds of one round: means over its clients of either kind, the server, everything."""
+
+    labeled: float
+    unlabeled: float
+    server: float
+    whole: float
+
+
+class Stopwatch:
+    """Sorts a round's seconds into labelled clients, unlabelled clients and the rest."""
+
+    def __init__(self, clock: Clock, labels: list[bool]):
+        self.clock, self.labels = clock, labels
+        self.seconds: list[float] = []
+        self.started = clock.now()
+
+    def client(self, work: Callable[[], object]) -> object:
+        """Do one client's work and count it."""
+        started = self.clock.now()
+        result = work()
+        self.seconds.append(self.clock.now() - started)
+        return result
+
+    def timing(self) -> Timing:
+        """The round ends now."""
+        whole = self.clock.now() - self.started
+        kinds = {kind: [] for kind in (True, False)}
+        for labeled, seconds in zip(self.labels, self.seconds, strict=True):
+            kinds[labeled].append(seconds)
+        labeled, unlabeled = (mean(kinds[kind]) for kind in (True, False))
+        return Timing(labeled, unlabeled, whole - sum(self.seconds), whole)
+
+
+class Ours:
+    """The product's own round, on a run folder of its own.
+
+    backbone: what stands in for DenseNet121's layers, in a measurement of what is around them.
+    """
+
+    def __init__(self, args: Namespace, backbone: nn.Module | None = None):
+        with redirect_stdout(io.StringIO()):
+            self._prepare(args, backbone)
+
+    def _prepare(self, args: Namespace, backbone: nn.Module | None) -> None:
+        self.run = open_run(args)
+        self.args = self.run.args
+        self.devices, self.data = prepare(self.run)
+        self.clock = Clock(self.devices[0])
+        self.networks = build_networks(self.args, self.data.train.class_names, self.devices)
+        if backbone is not None:
+            for net in self.networks:
+                net.densenet121.features = copy.deepcopy(backbone).to(net_device(net))
+        self.clients = build_clients(self.args, self.data)
+        self.run.begin(self.data, self.clients, self.networks, self.devices)
+        with redirect_stdout(sys.stderr):
+            compile_networks(
+                self.networks, self.args, len(self.data.train), self.args.image_size, print
+            )
+        self.weights, self.target, self.round = copy_weights(self.networks[0]), None, 0
+
+    def train(self) -> Timing:
+        """Steps 1 to 4 of a round."""
+        with redirect_stdout(io.StringIO()):
+            return self._train()
+
+    def _train(self) -> Timing:
+        run, args = self.run, self.args
+        run.start_round(self.round, self.clients)
+        watch = Stopwatch(self.clock, [client.labeled for client in self.clients])
+        trained = train_clients(
+            self.clients, self.networks, self.weights, self.round, self.target, run
+        )
+
+        def timed() -> Iterator:
+            while (update := watch.client(lambda: next(trained, None))) is not None:
+                yield update
+            watch.seconds.pop()  # of the call that found no client left
+
+        self.weights, self.reports = average_weights(
+            timed(), args.fedavg_weights, self.devices[0], run
+        )
+        self.target = mean_relation(self.reports, self.target)
+        return watch.timing()
+
+    def finish(self) -> float:
+        """Step 5, evaluation, log and checkpoint; its seconds."""
+        self.round += 1
+        progress = Progress(self.weights, self.target, self.round)
+        with redirect_stdout(io.StringIO()):
+            return self.clock.time(
+                lambda: self.run.finish_round(progress, self.networks, self.data, self.reports, 0)
+            )
+
+
+class Floor:
+    """Bare passes on random views of ours' shapes, with ours' network."""
+
+    def __init__(self, ours: Ours, with_optimizer: bool):
+        self.clock, self.net = ours.clock, ours.networks[0]
+        self.labels = [client.labeled for client in ours.clients]
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-6, fused=True)
+        self.with_optimizer = with_optimizer
+        size, batch = ours.args.image_size, ours.args.batch_size
+        bounds = batch_bounds(len(ours.clients[0].indices), batch)
+        sizes = [stop - start for start, stop in bounds]
+        device = ours.devices[0]
+        self.batches = [
+            [
+                torch.randn(count, 3, size, size, device=device).contiguous(
+                    memory_format=torch.channels_last
+                )
+                for _ in range(2)
+            ]
+            for count in sizes
+        ]
+        self.targets = [torch.zeros(count, dtype=torch.int64, device=device) for count in sizes]
+
+    def __call__(self) -> Timing:
+        """A round's passes."""
+        watch = Stopwatch(self.clock, self.labels)
+        teacher = self.net.twin().train()
+        self.net.train()
+        for labeled in self.labels:
+            watch.client(lambda labeled=labeled: self.client(labeled, teacher))
+        return watch.timing()
+
+    def client(self, labeled: bool, teacher: DenseNet121) -> None:
+        """One client's passes."""
+        for (first, second), labels in zip(self.batches, self.targets, strict=True):
+            logits = self.net(first)[1]
+            if labeled:
+                loss = cross_entropy(logits, labels) + cross_entropy(self.net(second)[1], labels)
+            else:
+                with torch.no_grad():
+                    target = softmax(teacher(second)[1], dim=1)
+                loss = (softmax(logits, dim=1) - target).square().sum()
+            self.net.zero_grad()
+            loss.backward()
+            if self.with_optimizer:
+                self.optimizer.step()
