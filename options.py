@@ -522,6 +522,20 @@ def _engine(parser: argparse.ArgumentParser) -> None:
         default=3600.0,
         help="seconds to wait for a client to connect, or to answer in a round, on Flower",
     )
+    group.add_argument(
+        "--dp_clip",
+        type=float,
+        default=0.0,
+        help="longest change of the parameters by one client in one round (2-norm), on Flower; "
+        "0: any",
+    )
+    group.add_argument(
+        "--dp_noise",
+        type=float,
+        default=0.0,
+        help="noise on the averaged parameters, in units of what one clipped client can move "
+        "them; needs --dp_clip, on Flower; not reproducible; 0: none",
+    )
 
 
 # flag -> (lowest, highest) allowed value, both included
@@ -571,6 +585,8 @@ RANGES = {
     "client_gpus": (0, 64),
     "min_clients": (0, 100_000),
     "client_timeout": (1, 10**7),
+    "dp_clip": (0, 1e6),
+    "dp_noise": (0, 1e6),
 }
 
 
@@ -603,6 +619,10 @@ def check_values(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} {value}: must lie between {low} and {high}")
     if args.num_labeled == 0:
         raise UserError("--num_labeled 0: nobody would learn from labels; give at least 1")
+    if args.dp_noise and not args.dp_clip:
+        raise UserError(f"--dp_noise {args.dp_noise:g}: needs --dp_clip, the largest change")
+    if args.dp_clip and args.engine == "loop":
+        raise UserError(f"--dp_clip {args.dp_clip:g}: only with --engine flower or at sites")
     if args.num_labeled + (args.num_unlabeled or 0) > args.num_users:
         raise UserError(
             f"--num_labeled {args.num_labeled} --num_unlabeled {args.num_unlabeled}: more than "

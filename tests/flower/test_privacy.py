@@ -1,0 +1,57 @@
+"""Clipping and noise: what they change, what they leave, and what they cost."""
+
+import math
+
+import pytest
+import torch
+
+from options import args_parser
+from tests.flower.conftest import Result
+from tests.flower.local_grid import run_rounds
+from tests.flower.test_faults import honest, nothing
+from utils.errors import UserError
+from utils.privacy import add_noise, clip_update, epsilon, noise_deviation
+
+
+def test_update_is_scaled_as_one_vector_and_statistics_are_not():
+    received = {"a": torch.zeros(1), "b": torch.ones(2), "running_var": torch.ones(1)}
+    weights = {
+        "a": torch.tensor([3.0]),
+        "b": torch.tensor([1.0, 5.0]),
+        "running_var": torch.tensor([9.0]),
+    }
+    clipped = clip_update(weights, received, ["a", "b"], norm=1.0)  # the change is 5 long
+    assert torch.allclose(clipped["a"], torch.tensor([0.6]))
+    assert torch.allclose(clipped["b"], torch.tensor([1.0, 1.8]))
+    assert clipped["running_var"] is weights["running_var"]
+    unclipped = clip_update(weights, received, ["a", "b"], norm=5.1)
+    assert torch.equal(unclipped["b"], weights["b"])
+
+
+def test_noise_has_the_deviation_it_is_given_and_spares_statistics():
+    weights = {"a": torch.zeros(100_000), "running_var": torch.ones(3)}
+    noised = add_noise(weights, ["a"], 0.5, torch.Generator().manual_seed(1))
+    assert abs(noised["a"].std().item() - 0.5) < 0.01
+    assert noised["running_var"] is weights["running_var"]
+    assert noise_deviation(2.0, 3.0, [1, 1, 1, 1]) == 1.5
+    assert noise_deviation(2.0, 3.0, [10, 30]) == 4.5
+
+
+def test_epsilon_by_hand():
+    # One round at multiplier 1: rho = 1/2.
+    assert epsilon(1.0, 1) == pytest.approx(0.5 + 2 * math.sqrt(0.5 * math.log(1e5)))
+    assert epsilon(10.0, 100) == pytest.approx(epsilon(1.0, 1))
+
+
+def test_noise_without_a_clip_is_refused():
+    with pytest.raises(UserError, match="needs --dp_clip"):
+        args_parser(["--preset", "demo", "--engine", "flower", "--dp_noise", "1"])
+
+
+def test_running_variances_stay_positive_under_noise(flags, tmp_path):
+    private = ["--dp_clip", "1", "--dp_noise", "0.01", "--rounds", "1", "--fedavg_weights", "equal"]
+    run_rounds(tmp_path / "run", [*flags, *private], honest, nothing)
+    weights = Result(tmp_path / "run").state(1)["weights"]
+    variances = torch.cat([v for k, v in weights.items() if k.endswith("running_var")])
+    assert (variances > 0).all()
+    assert "epsilon" in (tmp_path / "run" / "log.txt").read_text()
