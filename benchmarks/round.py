@@ -1,10 +1,10 @@
 """A labelled client, an unlabelled client and a whole round: reference, floor and ours.
 
-reference: benchmarks/reference.py. floor: the forward and backward passes that the method cannot
-do without and the optimizer's steps, on views already on the device, same precision, memory format
-and compiler as ours, no federation; also without the optimizer. ours: steps 1 to 4 of
-train_main.py's round on images on disk, the checks of what clients return and the handing over of
-their memory to the store included; step 5, evaluation and checkpoint, stands by itself.
+reference: benchmarks/reference.py. floor: the bare forward and backward passes that the method
+cannot do without, on views already on the device, same precision, memory format and compiler as
+ours; no optimizer, no federation. ours: steps 1 to 4 of train_main.py's round on images on disk,
+the checks of what clients return and the handing over of their memory to the store included;
+step 5, evaluation and checkpoint, stands by itself.
 
     python -m benchmarks.round                       # a CPU, in minutes
     python -m benchmarks.round --gpu 0 --image_size 224 --file_size 512 --images 480 --batch_size 48
@@ -101,7 +101,7 @@ def parse() -> Namespace:
     add("--image_size", type=int, default=128)
     add("--file_size", type=int, default=128, help="pixels a side of the PNG files")
     add("--batch_size", type=int, default=16)
-    add("--images", type=int, default=64, help="per client, and test images")
+    add("--images", type=int, default=48, help="per client, and test images")
     add("--labeled", type=int, default=1, help="clients with labels")
     add("--unlabeled", type=int, default=2, help="clients without")
     add("--repeats", type=int, default=3)
@@ -137,8 +137,7 @@ def measure(ours: Ours, folder: Path, options: Namespace) -> None:
     ours.train(), ours.finish()
     pieces = {
         "reference": Reference(ours, folder / "images"),
-        "floor": Floor(ours, with_optimizer=True),
-        "floor without optimizer": Floor(ours, with_optimizer=False),
+        "floor": Floor(ours, with_optimizer=False),
         "ours": ours.train,
     }
     finishing: list[float] = []
@@ -159,9 +158,9 @@ def measure(ours: Ours, folder: Path, options: Namespace) -> None:
             for name in pieces
             if name != "ours" and title != "FedAvg and matrices"
         ]
-        rows.append([title, *cells, *(compared or [""] * 3)])
+        rows.append([title, *cells, *(compared or [""] * 2)])
     header = ["", *(f"{name}, s" for name in pieces)]
-    header += ["reference / ours", "floor / ours", "floor without optimizer / ours"]
+    header += ["reference / ours", "floor / ours"]
     print(to_markdown(header, rows))
     print(f"evaluation of {options.images} images, log and checkpoint: {spread(finishing)} s")
     whole = median(columns["ours"][-1])
