@@ -1,5 +1,6 @@
 # make demo    environment, dependencies, then the main job on the embedded data
 # make test    environment, dependencies, then lint and tests
+# make bench   environment, dependencies, then the benchmarks of a processor, in under 10 minutes
 #
 # An environment that exists already: make demo PYTHON=/path/to/python VENV=
 
@@ -16,7 +17,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 endif
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(INSTALLED)
 	$(RUN) train_main.py --preset demo
@@ -27,6 +28,13 @@ test: lint
 lint: $(INSTALLED_DEV)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+bench: $(INSTALLED)
+	$(RUN) -m benchmarks.round
+	$(RUN) -m benchmarks.scale sizes --image_sizes 64
+	$(RUN) -m benchmarks.scale clients --clients 10 100 --images 400
+	$(RUN) -m benchmarks.scale average
+	$(RUN) -m benchmarks.scale start --images 2500 --image_sizes 64
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
