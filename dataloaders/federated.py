@@ -51,11 +51,11 @@ class FederatedData(NamedTuple):
     def fingerprints(self) -> dict[str, str]:
         """What identifies each set's images and labels, and who holds which ("clients")."""
         sets = {"train": self.train, "val": self.val, "test": self.test}
-        held = [[rows.tolist() for rows in self.split.clients], list(self.split.labelled)]
-        return {
-            **{name: data.fingerprint for name, data in sets.items() if data is not None},
-            "clients": hashlib.sha256(json.dumps(held).encode()).hexdigest(),
-        }
+        found = {name: data.fingerprint for name, data in sets.items() if data is not None}
+        if self.split is not None:
+            held = [[rows.tolist() for rows in self.split.clients], list(self.split.labelled)]
+            found["clients"] = hashlib.sha256(json.dumps(held).encode()).hexdigest()
+        return found
 
 
 def load_federated_data(args: Namespace, say: Callable[[str], None]) -> FederatedData:
