@@ -1,6 +1,6 @@
 # make demo    environment, dependencies, then the main job on the embedded data
 # make test    environment, dependencies, then lint and tests
-.PHONY: demo test lint bench flower test-flower clean
+.PHONY: demo test lint bench flower test-flower test-deployment clean
 #
 # An environment that exists already: make demo PYTHON=/path/to/python VENV=
 
@@ -19,7 +19,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 INSTALLED_FLOWER := $(VENV)/.installed-flower
 endif
 
-.PHONY: demo test lint bench flower test-flower clean
+.PHONY: demo test lint bench flower test-flower test-deployment clean
 
 demo: $(INSTALLED)
 	$(RUN) train_main.py --preset demo
@@ -30,7 +30,11 @@ test: lint
 flower: $(INSTALLED_FLOWER)
 
 test-flower: $(INSTALLED_FLOWER)
-	$(RUN) -m pytest tests/flower
+	$(RUN) -m pytest tests/flower --ignore tests/flower/test_deployment.py
+
+# Real processes on loopback; several minutes, so not part of the above.
+test-deployment: $(INSTALLED_FLOWER)
+	$(RUN) -m pytest tests/flower/test_deployment.py
 
 lint: $(INSTALLED_DEV)
 	$(RUN) -m ruff check .
