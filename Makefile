@@ -1,7 +1,6 @@
 # make demo    environment, dependencies, then the main job on the embedded data
 # make test    environment, dependencies, then lint and tests
-# make flower  environment, dependencies, then Flower: --engine flower, docs/DEPLOY.md
-# make test-flower    the same, then the tests that need it
+.PHONY: demo test lint bench flower test-flower test-deployment clean
 #
 # An environment that exists already: make demo PYTHON=/path/to/python VENV=
 
@@ -20,7 +19,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 INSTALLED_FLOWER := $(VENV)/.installed-flower
 endif
 
-.PHONY: demo test lint flower test-flower clean
+.PHONY: demo test lint bench flower test-flower test-deployment clean
 
 demo: $(INSTALLED)
 	$(RUN) train_main.py --preset demo
@@ -31,11 +30,22 @@ test: lint
 flower: $(INSTALLED_FLOWER)
 
 test-flower: $(INSTALLED_FLOWER)
-	$(RUN) -m pytest tests/flower
+	$(RUN) -m pytest tests/flower --ignore tests/flower/test_deployment.py
+
+# Real processes on loopback; several minutes, so not part of the above.
+test-deployment: $(INSTALLED_FLOWER)
+	$(RUN) -m pytest tests/flower/test_deployment.py
 
 lint: $(INSTALLED_DEV)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+bench: $(INSTALLED)
+	$(RUN) -m benchmarks.round
+	$(RUN) -m benchmarks.scale sizes --image_sizes 64
+	$(RUN) -m benchmarks.scale clients --clients 10 100 --images 400
+	$(RUN) -m benchmarks.scale average
+	$(RUN) -m benchmarks.scale start --images 2500 --image_sizes 64
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,10 +1,10 @@
 """A labelled client, an unlabelled client and a whole round: reference, floor and ours.
 
-reference: benchmarks/reference.py. floor: the forward and backward passes that the method cannot
-do without and the optimizer's steps, on views already on the device, same precision, memory format
-and compiler as ours, no federation; also without the optimizer. ours: steps 1 to 4 of
-train_main.py's round on images on disk, the checks of what clients return and the handing over of
-their memory to the store included; step 5, evaluation and checkpoint, stands by itself.
+reference: benchmarks/reference.py. floor: the bare forward and backward passes that the method
+cannot do without, on views already on the device, same precision, memory format and compiler as
+ours; no optimizer, no federation. ours: steps 1 to 4 of train_main.py's round on images on disk,
+the checks of what clients return and the handing over of their memory to the store included;
+step 5, evaluation and checkpoint, stands by itself.
 
     python -m benchmarks.round                       # a CPU, in minutes
     python -m benchmarks.round --gpu 0 --image_size 224 --file_size 512 --images 480 --batch_size 48
@@ -15,7 +15,6 @@ import copy
 import tempfile
 from argparse import Namespace
 from pathlib import Path
-from statistics import median
 
 import torch
 
@@ -27,7 +26,7 @@ from utils.errors import run_command
 from utils.table_files import to_markdown
 
 ROUND = 25
-PARTS = ("labelled client", "unlabelled client", "FedAvg and matrices", "whole round")
+PARTS = {"labeled": "labelled client", "unlabeled": "unlabelled client", "whole": "whole round"}
 
 
 class Reference:
@@ -101,7 +100,7 @@ def parse() -> Namespace:
     add("--image_size", type=int, default=128)
     add("--file_size", type=int, default=128, help="pixels a side of the PNG files")
     add("--batch_size", type=int, default=16)
-    add("--images", type=int, default=64, help="per client, and test images")
+    add("--images", type=int, default=48, help="per client, and test images")
     add("--labeled", type=int, default=1, help="clients with labels")
     add("--unlabeled", type=int, default=2, help="clients without")
     add("--repeats", type=int, default=3)
@@ -133,14 +132,8 @@ def check(ours: Ours, folder: Path) -> None:
 
 
 def measure(ours: Ours, folder: Path, options: Namespace) -> None:
-    """Print the table, and what evaluation and checkpoint cost."""
+    """Print the table of a round, and what step 5 costs."""
     ours.train(), ours.finish()
-    pieces = {
-        "reference": Reference(ours, folder / "images"),
-        "floor": Floor(ours, with_optimizer=True),
-        "floor without optimizer": Floor(ours, with_optimizer=False),
-        "ours": ours.train,
-    }
     finishing: list[float] = []
 
     def one_round() -> Timing:
@@ -148,24 +141,24 @@ def measure(ours: Ours, folder: Path, options: Namespace) -> None:
         finishing.append(ours.finish())
         return timing
 
-    results = in_turn(pieces | {"ours": one_round}, options.repeats)
-    columns = {name: list(zip(*timings, strict=True)) for name, timings in results.items()}
+    pieces = {
+        "reference": Reference(ours, folder / "images"),
+        "floor": Floor(ours, with_optimizer=False),
+        "ours": one_round,
+    }
+    print(table(in_turn(pieces, options.repeats)))
+    print(f"step 5, evaluation of {options.images} images among it: {spread(finishing)} s")
+
+
+def table(results: dict[str, list[Timing]]) -> str:
+    """Seconds of every part by column, and how many of ours fit into the others'."""
+    header = ["", *(f"{name}, s" for name in results), "reference / ours", "floor / ours"]
     rows = []
-    for part, title in enumerate(PARTS):
-        seconds = {name: column[part] for name, column in columns.items()}
-        cells = [spread(values) for values in seconds.values()]
-        compared = [
-            spread(ratios(seconds[name], seconds["ours"]))
-            for name in pieces
-            if name != "ours" and title != "FedAvg and matrices"
-        ]
-        rows.append([title, *cells, *(compared or [""] * 3)])
-    header = ["", *(f"{name}, s" for name in pieces)]
-    header += ["reference / ours", "floor / ours", "floor without optimizer / ours"]
-    print(to_markdown(header, rows))
-    print(f"evaluation of {options.images} images, log and checkpoint: {spread(finishing)} s")
-    whole = median(columns["ours"][-1])
-    print(f"of a round of ours, {whole:.2f} s: {median(finishing) / whole:.1%}")
+    for part, title in PARTS.items():
+        seconds = {name: [getattr(one, part) for one in all_] for name, all_ in results.items()}
+        compared = [ratios(seconds[name], seconds["ours"]) for name in ("reference", "floor")]
+        rows.append([title, *(spread(values) for values in [*seconds.values(), *compared])])
+    return to_markdown(header, rows)
 
 
 if __name__ == "__main__":

@@ -30,10 +30,12 @@ from networks.models import DenseNet121
 from utils.client import copy_weights
 from utils.devices import place_network
 from utils.errors import run_command
+from utils.inference import evaluation_batch_size, predict
 from utils.table_files import to_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 FEW_STEPS, MORE_STEPS = 1, 4
+PAPER_LABELED, PAPER_UNLABELED, PAPER_TEST = 3_501, 14_002, 5_007  # images
 FIRST_CLIENT = "Client: "  # of the log line that a client's training begins with
 
 
@@ -221,6 +223,7 @@ def sizes(options: Namespace) -> None:
         for batch_size in options.batch_sizes:
             rows.append([str(image_size), str(batch_size), *_step(options, image_size, batch_size)])
     header = ["pixels", "batch", "ours, ms per image", "floor, ms per image", "floor / ours"]
+    header += ["evaluation, ms per image", "evaluation of 5,007, share of a round of 17,503"]
     print(to_markdown(header, rows))
     print(f"{FEW_STEPS + MORE_STEPS} steps less {FEW_STEPS}: what a client costs once is left out.")
 
@@ -244,17 +247,25 @@ def _step(options: Namespace, image_size: int, batch_size: int) -> list[str]:
             ours.train()
             seconds = in_turn(_steps_of(ours, images, batch_size), options.repeats)
         except torch.OutOfMemoryError:
-            return ["out of memory"] * 3
+            return ["out of memory"] * 5
         finally:
             ours.run.close()
     per_image = 1e3 / (MORE_STEPS * batch_size)
-    milliseconds = [[per_image * value for value in seconds[name]] for name in ("ours", "floor")]
+    milliseconds = {name: [per_image * v for v in values] for name, values in seconds.items()}
     compared = ratios(seconds["floor"], seconds["ours"])
-    return [*(spread(values) for values in milliseconds), spread(compared)]
+    # A labelled image costs three quarters of an unlabelled one: no teacher's pass.
+    round_of_images = PAPER_UNLABELED + 0.75 * PAPER_LABELED
+    share = [
+        PAPER_TEST * value / round_of_images
+        for value in ratios(seconds["evaluation"], seconds["ours"])
+    ]
+    shown = [spread(milliseconds[name]) for name in ("ours", "floor", "evaluation")]
+    return [*shown[:2], spread(compared), shown[2], spread(share, 3)]
 
 
 def _steps_of(ours: Ours, images: int, batch_size: int) -> dict[str, Callable[[], float]]:
-    """Seconds of MORE_STEPS unlabelled steps: ours, and bare with the optimizer's."""
+    """Seconds of MORE_STEPS unlabelled steps, ours and bare with the optimizer's, and of the
+    evaluation of as many images."""
     client, net = ours.clients[1], ours.networks[0]
     all_indices = client.indices
     floor = Floor(ours, with_optimizer=True)
@@ -268,7 +279,17 @@ def _steps_of(ours: Ours, images: int, batch_size: int) -> dict[str, Callable[[]
         teacher = net.train().twin().train()
         return ours.clock.time(lambda: floor.client(False, teacher))
 
-    return {"ours": lambda: train(images) - train(FEW_STEPS * batch_size), "floor": passes}
+    def evaluate() -> float:
+        data = ours.data.train
+        size = evaluation_batch_size(batch_size, data.image_size, ours.devices[0])
+        chosen = torch.arange(MORE_STEPS * batch_size)
+        return ours.clock.time(lambda: predict(net, data, size, chosen))
+
+    return {
+        "ours": lambda: train(images) - train(FEW_STEPS * batch_size),
+        "floor": passes,
+        "evaluation": evaluate,
+    }
 
 
 # ---- start-up

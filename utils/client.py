@@ -178,7 +178,9 @@ def set_tensors(targets: Mapping[str, torch.Tensor], values: Mapping[str, torch.
 
     Every target must be among the values (`KeyError`), of the same shape (`RuntimeError`).
     """
-    torch._foreach_copy_(list(targets.values()), [values[name] for name in targets])
+    for dtype in {value.dtype for value in targets.values()}:  # one launch has one type
+        names = [name for name, value in targets.items() if value.dtype == dtype]
+        torch._foreach_copy_([targets[name] for name in names], [values[name] for name in names])
 
 
 def copy_tensors(value, device: torch.device | None = None):

@@ -88,8 +88,9 @@ class Trial:
 
 def wait_for_lock(folder: Path, process: int) -> None:
     """Wait until the process has the folder; its handlers of signals are in place by then."""
-    lock = folder / ".lock"
+    lock, end = folder / ".lock", time.monotonic() + 60
     while not (lock.exists() and f"process {process} " in lock.read_text()):
+        assert time.monotonic() < end, f"process {process} does not take {folder}"
         time.sleep(0.001)
 
 
@@ -120,6 +121,7 @@ def run_trials(
         wanted = -(-number // len(methods))
         started = time.monotonic()
         while (left := wanted - trial.counts["interruptions"]) > 0:
+            assert trial.counts["runs"] < 10 + 5 * wanted, "runs end before they are interrupted"
             kills = min(left, chance.randint(1, KILLS_PER_RUN))
             trial.interrupt(trial.counts["runs"], kills, chance, SIGNALS[how])
         harmless = {"runs", "interruptions", "finished before the signal"}

@@ -78,6 +78,8 @@ def start(
         return process
     status = 70
     try:
+        # A shell that runs the trials in the background has its children ignore Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
