@@ -8,6 +8,7 @@ python -m deploy.loopback DIR --flags "--preset demo --num_users 2 --num_labeled
 
 import argparse
 import contextlib
+import ctypes
 import json
 import os
 import shlex
@@ -36,6 +37,7 @@ OPERATOR_ADDRESS = "127.0.0.1"  # the SuperLink's: this machine alone
 OUTSIDE_ADDRESS = "127.0.0.2"  # the gateway's: stands for the world outside
 SECONDS_TO_START = 120.0
 SECONDS_TO_END = 10.0
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def main() -> int:
@@ -203,6 +205,7 @@ class LoopbackFederation:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
 
     def end(self, name: str, number: int = signal.SIGTERM) -> None:
@@ -228,6 +231,11 @@ class LoopbackFederation:
             **offline_environment(self.home(place)),
             "PATH": path,
         }
+
+
+def _end_with_parent() -> None:
+    """Let the kernel kill the process when this one is killed: nobody else would end it."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def free_port(address: str) -> int:
