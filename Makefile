@@ -1,6 +1,7 @@
 # make demo    environment, dependencies, then the main job on the embedded data
 # make test    environment, dependencies, then lint and tests
-.PHONY: demo test lint bench flower test-flower test-deployment clean
+# make flower  environment, dependencies, then Flower: --engine flower, docs/DEPLOY.md
+# make test-flower, make test-deployment    the same, then the tests that need it
 #
 # An environment that exists already: make demo PYTHON=/path/to/python VENV=
 
