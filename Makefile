@@ -1,6 +1,8 @@
 # make demo    environment, dependencies, then the main job on the embedded data
 # make test    environment, dependencies, then lint and tests
 # make bench   environment, dependencies, then the benchmarks of a processor, in under 10 minutes
+# make flower  environment, dependencies, then Flower: --engine flower, docs/DEPLOY.md
+# make test-flower    the same, then the tests that need it
 #
 # An environment that exists already: make demo PYTHON=/path/to/python VENV=
 
@@ -11,19 +13,26 @@ ifeq ($(strip $(VENV)),)
 RUN := $(PYTHON)
 INSTALLED :=
 INSTALLED_DEV :=
+INSTALLED_FLOWER :=
 else
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
+INSTALLED_FLOWER := $(VENV)/.installed-flower
 endif
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench flower test-flower clean
 
 demo: $(INSTALLED)
 	$(RUN) train_main.py --preset demo
 
 test: lint
 	$(RUN) -m pytest
+
+flower: $(INSTALLED_FLOWER)
+
+test-flower: $(INSTALLED_FLOWER)
+	$(RUN) -m pytest tests/flower
 
 lint: $(INSTALLED_DEV)
 	$(RUN) -m ruff check .
@@ -45,6 +54,10 @@ $(VENV)/.installed: $(VENV)/bin/python requirements.txt constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	$(RUN) -m pip install --quiet --requirement requirements-dev.txt --constraint constraints.txt
+	touch $@
+
+$(VENV)/.installed-flower: $(VENV)/.installed-dev requirements-flower.txt
+	$(RUN) -m pip install --quiet --requirement requirements-flower.txt --constraint constraints.txt
 	touch $@
 
 clean:

@@ -18,27 +18,24 @@ from flwr.clientapp import ClientApp
 from dataloaders.dataset import ImageDataset, load_dataset
 from dataloaders.table import read_table
 from dataloaders.unlabeled import read_unlabeled_table
-from federation import build_client
+from federation import build_client, build_networks
 from flower_messages import pack_update, unpack_flags, unpack_matrix, unpack_weights
 from networks.models import DenseNet121
-from utils.checkpoint import build_network, load_checkpoint, save_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.client_checks import find_bad_number
 from utils.devices import (
     choose_devices,
-    place_network,
     set_deterministic,
-    set_precision,
-    training_precision,
 )
 from utils.errors import UserError
-from utils.run import architecture
 
 NODE_KEYS = ("partition-id", "labeled", "csv", "images", "memory")
 
 
 class Site(NamedTuple):
     """One client at its own place: flags, number, images (rows `indices` of `dataset`), a folder
-    for what it remembers between rounds, and the device it trains on, as `--gpu` takes it."""
+    for what it remembers between rounds, the device it trains on, as `--gpu` takes it, and a file
+    whose appearance ends its training at the next step."""
 
     args: Namespace
     client: int
@@ -47,6 +44,17 @@ class Site(NamedTuple):
     indices: torch.Tensor
     memory: Path
     gpu: str
+    stop: Path
+
+
+class StopFile(NamedTuple):
+    """In the place of a trainer's `stop`: an event that another process may set."""
+
+    path: Path
+
+    def is_set(self) -> bool:
+        """Whether the file has appeared."""
+        return self.path.exists()
 
 
 OpenSite = Callable[[Context, ConfigRecord], Site]
@@ -77,10 +85,10 @@ def train_site(site: Site, content: RecordDict) -> RecordDict:
     task, args = content["task"], site.args
     set_deterministic(bool(args.deterministic))
     device = choose_devices(site.gpu, print)[0]
-    net = network_on(device, site.dataset.class_names, tuple(architecture(args).items()))
-    set_precision([net], training_precision(args.precision, [device]))
+    net = network_on(device, site.dataset.class_names, task["flags"])
     memory = Memory(site.memory, task["experiment"], site.client)
     trainer = build_client(args, site.dataset, site.indices, site.client, site.labeled)
+    trainer.stop = StopFile(site.stop)
     recalled = memory.recall(task["memory_round"])
     if recalled is not None:
         trainer.load_state_dict(recalled)
@@ -97,11 +105,9 @@ def train_site(site: Site, content: RecordDict) -> RecordDict:
 
 
 @lru_cache(maxsize=1)
-def network_on(
-    device: torch.device, class_names: tuple[str, ...], shape: tuple[tuple[str, object], ...]
-) -> DenseNet121:
+def network_on(device: torch.device, class_names: tuple[str, ...], flags: str) -> DenseNet121:
     """The network on which this process trains its clients, one after the other."""
-    return place_network(build_network(dict(shape), class_names), device)
+    return build_networks(unpack_flags(flags), class_names, [device])[0]
 
 
 class Memory:
@@ -168,6 +174,7 @@ def own_site(context: Context, task: ConfigRecord) -> Site:
         torch.arange(len(dataset)),
         memory,
         str(config.get("gpu", "0")),
+        memory / "stop",
     )
 
 

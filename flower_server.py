@@ -4,26 +4,31 @@
 rounds over simulated sites (flower_simulation.py).
 """
 
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from flwr.app import (
     ArrayRecord,
     ConfigRecord,
+    Context,
     Message,
     MessageType,
     MetricRecord,
 )
-from flwr.serverapp import Grid
+from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
-from dataloaders.federated import FederatedData
+from dataloaders.federated import FederatedData, load_federated_data
 from federation import average_weights, build_networks, first_weights, mean_relation, start
 from flower_messages import pack_matrix, pack_weights, unpack_update
 from flower_sites import RemoteSite, SiteRegister
 from networks.models import DenseNet121
+from options import args_parser
 from utils.client import ClientUpdate
-from utils.run import Run
+from utils.devices import choose_devices, set_deterministic
+from utils.files import disk_full_as_user_error
+from utils.run import Run, open_run
 from utils.run_state import Progress
 
 
@@ -43,7 +48,8 @@ class FedIRM(FlowerFedAvg):
         super().__init__(fraction_evaluate=0.0)
         self.run, self.data, self.net, self.device = run, data, net, device
         self.sites, self.progress = sites, progress
-        self.sent: dict[RemoteSite, Message] = {}
+        self.sent: dict[RemoteSite, Message] = {}  # this round's tasks
+        self.asked: dict[RemoteSite, int] = {}  # and of which round's memory they are to go on
         self.started = 0.0
 
     def configure_train(
@@ -54,11 +60,12 @@ class FedIRM(FlowerFedAvg):
         active = self.sites.ready_for(round)
         self.started = self.run.start_round(round, active)
         target = pack_matrix("target", self.progress.matrix)
-        self.sent = {}
+        self.sent, self.asked = {}, {}
         for site in active:
             self.run.start_client(site)
             with self.run.memory_of(site):
-                task = {"round": round, "memory_round": site.memory_round, **target}
+                self.asked[site] = site.memory_round
+            task = {"round": round, "memory_round": self.asked[site], **target}
             self.sent[site] = self.sites.message(site.node_id, MessageType.TRAIN, task, arrays)
         return list(self.sent.values())
 
@@ -71,7 +78,7 @@ class FedIRM(FlowerFedAvg):
         updates = self.accepted(answered, round, weights)
         weights, reports = average_weights(updates, run.args.fedavg_weights, self.device, run)
         self.progress = Progress(weights, mean_relation(reports, matrix), round + 1)
-        run.finish_round(self.progress, self.net, self.data, reports, self.started)
+        run.finish_round(self.progress, [self.net], self.data, reports, self.started)
         return pack_weights(weights), None
 
     def accepted(
@@ -91,6 +98,8 @@ class FedIRM(FlowerFedAvg):
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 self.run.guard.turn_away(site, round, f"its answer is no update: {error}")
                 continue
+            if reply.content["report"]["recalled"] != self.asked[site]:
+                self.run.say(f"client {site.client} has lost its memory and began anew")
             site.memory_round = round
             if self.run.accept(site, round, update, received):
                 count += 1
@@ -119,3 +128,34 @@ def serve(
         timeout=args.client_timeout,
     )
     run.finish(strategy.progress.weights, networks[0], data)
+
+
+server_app = ServerApp()
+
+
+@server_app.main()
+def main(grid: Grid, context: Context) -> None:
+    """What a SuperLink runs: the flags of train_main.py stand in the run's `flags`."""
+    argv = ["--engine", "sites", *shlex.split(str(context.run_config["flags"]))]
+    args = args_parser(argv)
+    run = open_run(args, argv)
+    try:
+        with disk_full_as_user_error(run.folder):
+            serve_sites(run, grid)
+    except Exception as error:
+        run.say(f"stopped: {error}; {run.next_command()}")
+        raise
+    finally:
+        run.close()
+
+
+def serve_sites(run: Run, grid: Grid) -> None:
+    """All rounds of a run that are still to do; the server holds no training images."""
+    args = run.args
+    set_deterministic(bool(args.deterministic))
+    devices = choose_devices(args.gpu, run.say)
+    data = load_federated_data(args, run.say)
+    sites = SiteRegister(grid, args, data.class_names, run.folder.name, run.say)
+    sites.wait_for(args.num_users)
+    data = data._replace(num_training=sum(site.num_samples for site in sites.all()))
+    serve(run, grid, data, devices, sites)

@@ -4,12 +4,16 @@ RAY_ADDRESS in the environment names a Ray cluster to run on; without it this ma
 """
 
 import logging
+import os
+import signal
+import sys
 import threading
-import time
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
+from queue import SimpleQueue
 
 import torch
 
@@ -19,68 +23,106 @@ from utils.errors import UserError
 from utils.offline import offline
 from utils.run import Run
 
-POLL_SECONDS = 0.05
+SETTINGS = {
+    "RAY_worker_niceness": "0",  # else the clients wait for every other process of the machine
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # else a late call after the end starts Ray again
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning of many lines
+}
+STOP_FILE = "stop_clients"
+SECONDS_TO_END = 60.0
+# Ray takes 127.0.0.1 for "find out the address that others see"; all of 127 is loopback.
+LOOPBACK = "127.0.0.2"
 
 
 def simulate(run: Run) -> None:
     """All rounds of a run that are still to do, each client's round a task of a Ray worker."""
     devices, data = prepare(run)
     clients = tuple(clients_taking_part(run.args, data.split))
-    stop = threading.Event()
-    with offline():
+    resources = client_resources(run.args, devices)
+    flags = HashableFlags(**absolute_paths(run.args))
+    gpu = "0" if resources["num_gpus"] else "cpu"
+    open_site = partial(simulated_site, flags, clients, run.folder.resolve(), gpu)
+    with offline(SETTINGS):
         try:
-            from flwr.serverapp import Grid, ServerApp
-            from flwr.simulation import run_simulation
+            import flwr.simulation  # noqa: F401 - only to see whether it is there
         except ImportError as error:
             raise UserError(f"--engine flower: {error}; install it with: make flower") from error
         from flower_client import build_client_app
         from flower_server import serve
         from flower_sites import SiteRegister
 
-        logging.getLogger("flwr").setLevel(logging.WARNING)
-        server = ServerApp()
-
-        @server.main()
-        def rounds(grid: Grid, context) -> None:
-            grid = StoppableGrid(grid, stop)
-            names = data.class_names
-            sites = SiteRegister(grid, run.args, names, "clients", run.say)
+        client_app, stop = build_client_app(open_site), run.folder / STOP_FILE
+        with simulated_grid(client_app, len(clients), resources, stop) as grid:
+            sites = SiteRegister(grid, run.args, data.class_names, "clients", run.say)
             sites.wait_for(len(clients))
             serve(run, grid, data, devices, sites)
 
-        flags = HashableFlags(**absolute_paths(run.args))
+
+@contextmanager
+def simulated_grid(client_app, num_nodes: int, resources: dict[str, float], stop: Path) -> Iterator:
+    """Flower's simulation, lent to the block as the Grid that a ServerApp would get.
+
+    The rounds then run in the main thread, where Ctrl-C and errors end them as they end the loop.
+    Clients that still train at the block's end see the file `stop` and end at their next step:
+    Ray waits for them.
+    """
+    from flwr.serverapp import Grid, ServerApp
+    from flwr.simulation import run_simulation
+
+    logging.getLogger("flwr").setLevel(logging.CRITICAL)
+    lent, finished = SimpleQueue(), threading.Event()
+    server_app = ServerApp()
+
+    @server_app.main()
+    def lend(grid: Grid, context) -> None:
+        lent.put(grid)
+        finished.wait()
+
+    def runtime() -> None:
         try:
             run_simulation(
-                server,
-                build_client_app(partial(simulated_site, flags, clients, run.folder.resolve())),
-                num_supernodes=len(clients),
-                backend_config={"client_resources": client_resources(run.args, devices)},
+                server_app, client_app, num_nodes, backend_config={"client_resources": resources}
             )
+        except Exception as error:
+            lent.put(error)
+
+    with ray_started():
+        stop.unlink(missing_ok=True)
+        thread = threading.Thread(target=runtime, daemon=True)
+        thread.start()
+        try:
+            grid = lent.get()
+            if isinstance(grid, Exception):
+                raise grid
+            yield grid
         finally:
-            stop.set()
+            stop.touch()
+            finished.set()
+            thread.join(SECONDS_TO_END)
+            stop.unlink(missing_ok=True)
 
 
-class StoppableGrid:
-    """A Grid whose waiting ends when `stop` is set: Ctrl-C reaches the main thread only."""
+@contextmanager
+def ray_started() -> Iterator[None]:
+    """On the cluster that RAY_ADDRESS names, or on Ray started on this machine's loopback."""
+    import ray
 
-    def __init__(self, grid, stop: threading.Event):
-        self.grid, self.stop = grid, stop
-
-    def get_node_ids(self) -> Iterable[int]:
-        """The simulated nodes."""
-        return self.grid.get_node_ids()
-
-    def send_and_receive(self, messages: Iterable, *, timeout: float) -> list:
-        """The answers that came within `timeout` seconds."""
-        waiting, answers = set(self.grid.push_messages(messages)), []
-        deadline = time.monotonic() + timeout
-        while waiting and time.monotonic() < deadline:
-            if self.stop.wait(POLL_SECONDS):
-                raise RuntimeError("the simulation has been stopped")
-            arrived = self.grid.pull_messages(waiting)
-            waiting -= {answer.metadata.reply_to_message_id for answer in arrived}
-            answers += arrived
-        return answers
+    alone = {} if os.environ.get("RAY_ADDRESS") else {"_node_ip_address": LOOPBACK}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ray.init(
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        # The workers do not know where this program lies.
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},
+        **alone,
+    )
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 class HashableFlags(Namespace):
@@ -104,7 +146,9 @@ def client_resources(args: Namespace, devices: list[torch.device]) -> dict[str, 
     return {"num_cpus": args.client_cpus, "num_gpus": gpus}
 
 
-def simulated_site(flags: HashableFlags, clients: tuple[int, ...], memory: Path, context, task):
+def simulated_site(
+    flags: HashableFlags, clients: tuple[int, ...], memory: Path, gpu: str, context, task
+):
     """The client that a simulated node stands for, with its share of the run's own data."""
     from flower_client import Site
 
@@ -117,7 +161,8 @@ def simulated_site(flags: HashableFlags, clients: tuple[int, ...], memory: Path,
         data.train,
         torch.from_numpy(data.split.clients[client]),
         memory,
-        "0" if torch.cuda.is_available() else "cpu",
+        gpu,
+        memory / STOP_FILE,
     )
 
 

@@ -8,7 +8,6 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from confuse_matrix import DISTANCES
 from dataloaders.dataset import CACHES
@@ -19,6 +18,7 @@ from utils.client_store import PLACEMENTS
 from utils.compilation import COMPILES
 from utils.devices import PRECISIONS
 from utils.errors import UserError
+from utils.flags import OneLineParser
 
 METHODS = ("fedirm", "fed_consistency", "fed_selftraining", "fedavg")
 
@@ -45,7 +45,13 @@ PAPER = {
     "fedavg_weights": "size",
     "bn_updates": "once",
 }
-OFFICIAL = {"local_ep": 1, "base_lr": 2e-4, "label_smoothing": 0.1, "labeled_views": 2}
+OFFICIAL = {
+    "local_ep": 1,
+    "base_lr": 2e-4,
+    "label_smoothing": 0.1,
+    "labeled_views": 2,
+    "eval_every": 10,
+}
 # What the embedded data's size asks for: small pictures, small batches, random weights at first,
 # unlabelled clients that join once there is something to agree on. The matrices of a client and of
 # an absent class follow the paper, since in a batch of 8 most classes are absent; all else follows
@@ -120,13 +126,6 @@ FREE_ON_RESUME = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a bad flag as this project reports every mistake: in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (all flags: python {self.prog} --help)")
-
-
 def args_parser(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the flags of train_main.py (`argv` defaults to the command line).
 
@@ -147,8 +146,8 @@ def explicit_flags(argv: Sequence[str] | None = None) -> dict:
 
 def build_parser(argument_default=None) -> argparse.ArgumentParser:
     """The parser; with `argument_default` SUPPRESS it knows no defaults."""
-    parser = _Parser(
-        prog="train_main.py",
+    parser = OneLineParser(
+        prog="python train_main.py",
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
@@ -580,6 +579,8 @@ def check_options(args: argparse.Namespace) -> None:
     check_values(args)
     if args.start_epoch >= args.rounds:
         raise UserError(f"--start_epoch {args.start_epoch}: must be below --rounds {args.rounds}")
+    if args.resume is not None and not args.resume.exists():
+        raise UserError(f"--resume {args.resume}: no such run folder or checkpoint")
     goes_on = args.resume is not None and args.resume.is_dir()
     embedded = needs_embedded_data(args)
     if args.dry_run and not goes_on and embedded:

@@ -27,6 +27,7 @@ from options import FREE_ON_RESUME, args_parser
 from utils.comparison import REPORTS, SettingRuns, write_item
 from utils.errors import UserError, run_command
 from utils.experiments import ITEMS, Setting
+from utils.flags import OneLineParser
 from utils.run_folder import read_arguments, read_metrics
 
 # What decides where a run is stored, not what it computes.
@@ -111,8 +112,8 @@ def main() -> int:
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """This program's options, and the flags that go to train_main.py."""
-    parser = argparse.ArgumentParser(
-        prog="reproduce.py",
+    parser = OneLineParser(
+        prog="python reproduce.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -31,12 +31,13 @@ from utils.environment import describe_environment
 from utils.errors import UserError, run_command
 from utils.evaluation import YOUDEN, evaluation_tables, print_tables, threshold_number
 from utils.files import write_text
-from utils.flags import whole_number
+from utils.flags import OneLineParser, whole_number
 from utils.metrics import DEFAULT_THRESHOLD
 from utils.network_report import (
     copy_history,
     describe_model,
     describe_run,
+    predict_set,
     preprocessing_words,
     report_network,
 )
@@ -51,6 +52,7 @@ from utils.scan_prediction import (
 
 # What --dicom alone needs, and what it has no use for: scans come without labels.
 SCANS_ONLY = ("window", "size", "workers")
+SIZES = range(16, 1025)
 HOW_TO_KNOW = {
     "image_size": "the flag it was trained with, 224 for the released program",
     "window": "the flag of `dataloaders.prepare rsna`, triple by default",
@@ -65,6 +67,14 @@ class Model(NamedTuple):
     path: Path
     net: DenseNet121
     content: dict
+    precision: str
+
+    def facts(self) -> dict[str, str]:
+        """What is to be said about the model and about how it was used."""
+        command = shlex.join(["python", *sys.argv])
+        return describe_model(self.path, self.content) | {
+            "evaluated with": f"{command} (backbone in {self.precision})"
+        }
 
     def image_size(self, given: int | None) -> int:
         """Pixels per side of the images the network was trained on; see `_settle`."""
@@ -73,9 +83,12 @@ class Model(NamedTuple):
     def scan_preprocessing(self, window: str | None, size: int | None) -> Preprocessing:
         """How those images were made from scans; see `_settle`."""
         recorded = self.content.get("preprocessing", {}).get("dicom", {})
-        return Preprocessing(
+        preprocessing = Preprocessing(
             self._settle("window", window, recorded), self._settle("size", size, recorded)
         )
+        if preprocessing.window not in WINDOW_CHOICES or preprocessing.size not in SIZES:
+            raise UserError(f"{self.path}: names a preprocessing that this program does not know")
+        return preprocessing
 
     def _settle(self, name: str, given, recorded: dict):
         """What the file records, or where it is silent the flag's value.
@@ -111,8 +124,9 @@ def load(args: argparse.Namespace) -> Model:
     load_weights(net, weights, args.resume)
     device = choose_devices(args.gpu, print)[0]
     net = place_network(net, device)
-    set_precision([net], training_precision(args.precision, [device]))
-    return Model(args.resume, net, content)
+    precision = training_precision(args.precision, [device])
+    set_precision([net], precision)
+    return Model(args.resume, net, content, precision)
 
 
 def report_labelled(model: Model, args: argparse.Namespace, out: Path) -> None:
@@ -121,20 +135,22 @@ def report_labelled(model: Model, args: argparse.Namespace, out: Path) -> None:
     datasets = load_images(args, mode, model.image_size(args.image_size))
     for images in datasets.values():
         refuse_other_classes(images, model)
-    facts = describe_model(model.path, model.content)
+    predictions = {
+        name: predict_set(model.net, images, args.batch_size) for name, images in datasets.items()
+    }
+    facts = model.facts()
     if (run := run_folder(args.resume)) is not None:
         facts |= describe_run(run)
         environment = describe_environment([next(model.net.parameters()).device])
         copy_history(run, out, environment, model.content["round"])
-    facts["evaluated with"] = command_line()
     evaluation = report_network(
         out,
         model.net,
         datasets["test"],
-        args.batch_size,
+        predictions["test"],
         facts,
         args.threshold or DEFAULT_THRESHOLD,
-        datasets.get("val"),
+        predictions.get("val"),
         bool(args.sweep),
     )
     print_tables(evaluation_tables(evaluation, bool(args.sweep)))
@@ -182,9 +198,8 @@ def predict_folder(model: Model, args: argparse.Namespace, out: Path) -> None:
     workers = available_cores() if args.workers is None else args.workers
     predictions = predict_scans(model.net, scans, args.batch_size, workers)
     write_scan_predictions(out, predictions, model.content["class_names"])
-    facts = describe_model(model.path, model.content) | {
-        "preprocessing": preprocessing_words(image_size, preprocessing._asdict()),
-        "evaluated with": command_line(),
+    facts = model.facts() | {
+        "preprocessing": preprocessing_words(image_size, preprocessing._asdict())
     }
     write_text(out / "model.json", json.dumps(facts, indent=2) + "\n")
     for line in summary_lines(predictions):
@@ -199,8 +214,8 @@ def predict_folder(model: Model, args: argparse.Namespace, out: Path) -> None:
 
 def parse() -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser(
-        prog="test.py",
+    parser = OneLineParser(
+        prog="python test.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -251,7 +266,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--window", choices=WINDOW_CHOICES, help="of a checkpoint that does not say, for --dicom")
     add(
         "--size",
-        type=whole_number("--size", 16, 1024),
+        type=whole_number("--size", SIZES[0], SIZES[-1]),
         help="pixels per side of the prepared images, likewise",
     )
     add(
@@ -269,11 +284,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gpu", default="0", help="CUDA device, or cpu")
     add("--cache_dir", type=Path, help="folder for decoded images (data/cache)")
     add("--out", type=Path, help="folder for the results; default: in the run's tests/")
-
-
-def command_line() -> str:
-    """This command as it can be typed again."""
-    return shlex.join(["python", *sys.argv])
 
 
 def run_folder(checkpoint: Path) -> Path | None:

@@ -14,6 +14,7 @@ from dataloaders.split_report import class_set_table, shared_values
 from dataloaders.table import LABEL_UNCERTAINTY, ImageTable, read_table
 from utils.errors import UserError, run_command
 from utils.files import write_text
+from utils.flags import OneLineParser
 
 SPLIT_FILES = ("training.csv", "validation.csv", "testing.csv")
 DEFAULT_SIZES = (0.7, 0.1, 0.2)
@@ -246,7 +247,7 @@ def _refuse_too_many_clients(images: int, num_users: int, minimum: int = 1) -> N
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m dataloaders.partition",
         description="Divide a CSV of images in training.csv, validation.csv and testing.csv.",
     )

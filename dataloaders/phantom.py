@@ -19,6 +19,7 @@ from dataloaders.phantom_files import (
 )
 from dataloaders.phantom_patients import CLASS_NAMES, RSNA_PROPORTIONS, Phantom, generate
 from utils.errors import UserError, run_command
+from utils.flags import OneLineParser
 
 __all__ = [
     "CLASS_NAMES",
@@ -66,7 +67,7 @@ def _write(phantom: Phantom, args: argparse.Namespace) -> None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog="python -m dataloaders.phantom", description=__doc__.splitlines()[0]
     )
     add = parser.add_argument

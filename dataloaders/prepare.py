@@ -10,7 +10,7 @@ from dataloaders.medmnist import prepare_medmnist
 from dataloaders.rsna import prepare_rsna
 from dataloaders.worker_pool import available_cores
 from utils.errors import run_command
-from utils.flags import whole_number
+from utils.flags import OneLineParser, whole_number
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def _options(arguments: argparse.Namespace) -> Options:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m dataloaders.prepare", description=__doc__)
+    parser = OneLineParser(prog="python -m dataloaders.prepare", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="rsna|isic|medmnist")
     _add_rsna(commands)
     _add_isic(commands)

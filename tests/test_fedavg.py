@@ -1,6 +1,5 @@
 """The average of state dicts, on small arrays made by hand."""
 
-import gc
 import weakref
 from collections import OrderedDict
 
@@ -122,7 +121,6 @@ def test_clients_are_consumed_one_by_one():
 
     def updates():
         for number in range(4):
-            gc.collect()
             assert [reference for reference in alive if reference() is not None] == []
             weights = Update(model([float(number)], number))
             alive.append(weakref.ref(weights))

@@ -229,11 +229,16 @@ def test_data_must_be_named(missing):
         assert message.startswith(f"--{missing} is missing") and "--preset demo" in message
 
 
-def test_embedded_data_where_none_are_named():
+def test_embedded_data_where_none_are_named(tmp_path):
     assert needs_embedded_data(args_parser(["--preset", "demo"]))
     assert not needs_embedded_data(parse("--preset", "demo"))
     assert not needs_embedded_data(args_parser(["--preset", "demo", "--medmnist", "blood.npz"]))
-    assert "--root_path is missing" in refused("--resume", "weights.pth")
+    weights = tmp_path / "weights.pth"
+    assert refused("--resume", str(weights)) == f"--resume {weights}: no such run folder or " + (
+        "checkpoint"
+    )
+    weights.touch()
+    assert "--root_path is missing" in refused("--resume", str(weights))
     assert "--dry_run" in refused("--preset", "demo", "--dry_run")
 
 

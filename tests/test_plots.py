@@ -251,6 +251,15 @@ def test_runs_are_grouped_by_what_differs(tmp_path, drawn):
     np.testing.assert_allclose([bar.get_width() for bar in bars], [np.mean(last[:2]), last[2]])
 
 
+def test_a_group_too_long_to_tell_has_its_first_runs_name(tmp_path, drawn):
+    long = {f"flag_number_{index}": "a value" for index in range(9)}
+    runs = [make_run(tmp_path / f"a{seed}", seed=seed, **long) for seed in (1, 2)]
+    runs.append(make_run(tmp_path / "b", seed=1, **dict.fromkeys(long, "another value")))
+    compare_runs(runs, tmp_path / "out")
+    legend = drawn["curves.png"].axes[0].get_legend().get_texts()
+    assert [text.get_text() for text in legend] == ["a1 (n = 2)", "b (n = 1)"]
+
+
 def run_plots(*words: object) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "utils.plots", *map(str, words)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 import utils.client_store
+import utils.run_state
 from confuse_matrix import RelationMatrix
 from utils.checkpoint import load_checkpoint
 from utils.client import ClientUpdate
 from utils.client_checks import ClientGuard, find_bad_number, find_misfit
 from utils.client_store import ClientStore, choose_placement
 from utils.errors import UserError
+from utils.run_state import Progress, RunState, StateFiles
 
 NAN, INF = float("nan"), float("inf")
 
@@ -115,6 +117,34 @@ def test_a_damaged_file_is_not_adopted(store, tmp_path, damage):
         store.flush()
     with pytest.raises(UserError, match=str(path)):
         store.adopt(files)
+
+
+def test_a_round_is_committed_when_every_client_is_on_the_disk_and_not_before(
+    tmp_path, monkeypatch
+):
+    gate, real, order = threading.Event(), utils.client_store.save_checkpoint, []
+
+    def save(path, content):
+        gate.wait(10)
+        order.append(path.name)
+        return real(path, content)
+
+    monkeypatch.setattr(utils.client_store, "save_checkpoint", save)
+    monkeypatch.setattr(utils.run_state, "save_checkpoint", save)
+    store = ClientStore(tmp_path / "clients", "host")
+    states = StateFiles(tmp_path, store)
+    for client in range(2):
+        store.remember(client, 0, memory(client))
+    threading.Timer(0.1, gate.set).start()
+    weights = {"weight": torch.ones(2)}
+    states.save(RunState(Progress(weights, None, 1), [], [], {"train": "a"}, {"seed": 1}))
+    assert order == ["client_0_000000.pth", "client_1_000000.pth", "state_000001.pth"]
+    later = StateFiles(tmp_path, ClientStore(tmp_path / "clients", "host"))
+    restored = later.restore(str)
+    assert restored.progress.next_round == 1 and restored.flags == {"seed": 1}
+    assert value_of(later.store.recall(1)) == 1
+    for each in (store, later.store):
+        each.close()
 
 
 @contextmanager

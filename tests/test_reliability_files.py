@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -26,6 +27,7 @@ from utils.checkpoint import (
 from utils.errors import UserError
 from utils.files import atomic_write, hash_file, sweep_temporary_files, write_text
 from utils.locks import FolderLock, waiting_lock
+from utils.logger import Curves, RunLog
 from utils.nested import find_non_finite
 
 HOME = Path(__file__).resolve().parents[1]
@@ -86,6 +88,25 @@ def test_full_disk_is_one_line_with_free_and_needed_bytes(tmp_path, monkeypatch)
     assert "No space left on device" in message and "MB free and 0.0 MB needed" in message
     assert str(tmp_path / "a.pth") in message
     assert os.listdir(tmp_path) == []
+
+
+def test_a_log_on_a_full_disk_is_an_error_where_it_is_written():
+    log = RunLog()
+    with pytest.raises(OSError, match="No space left"):
+        log.open(Path("/dev/full"), ["first line"])
+    log.close()
+
+
+def test_curves_on_a_full_disk_are_an_error_and_no_thread_that_hangs(tmp_path, monkeypatch):
+    full = Path("/dev/full")
+    monkeypatch.setattr("tensorboardX.record_writer.open_file", lambda _: full.open("wb"))
+    before = threading.active_count()
+    curves = Curves(tmp_path / "tb", 0)
+    curves.scalars({"round": 0, "loss": 0.5}, 0)
+    with pytest.raises(OSError, match="No space left"):
+        curves.flush()
+    curves.close()
+    assert threading.active_count() == before
 
 
 def test_other_errors_are_not_called_a_full_disk(tmp_path):

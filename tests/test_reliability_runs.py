@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -167,6 +168,14 @@ def test_leftovers_of_a_killed_writer_are_swept(train, begun):
         (place / ".a.pth.abc.partial").touch()
     assert train("--resume", begun).status == 0
     assert not list(begun.rglob("*.partial"))
+
+
+def test_tables_are_made_again_where_a_kill_fell_between_them_and_their_state(train, begun):
+    whole = outcome(begun)
+    (begun / "metrics.csv").unlink()
+    (begun / "matrices.csv").write_text("round,source\n")
+    assert train("--resume", begun).status == 0
+    assert differences(whole, outcome(begun)) == []
 
 
 # ---- flags and data
@@ -366,6 +375,36 @@ def test_the_images_of_the_first_bad_step_are_named(train, phantom_folder, tmp_p
     assert f"client 1, round 0: its loss is nan after training on the images {expected};" in words
 
 
+# ---- signals
+
+
+@pytest.mark.parametrize("gpu", ["cpu", "cpu,cpu"])
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("method", ["fedirm", "fed_selftraining"])
+def test_a_signal_stops_within_a_step(
+    train, phantom_folder, tmp_path, monkeypatch, gpu, sent, status, method
+):
+    """A round of four clients with 3,000 steps each, stopped while the first are at it."""
+    steps = []
+    batches = ImageDataset.training_batches
+
+    def slow(*arguments):
+        for batch in batches(*arguments):
+            steps.append(time.monotonic())
+            if len(steps) == 8:
+                os.kill(os.getpid(), sent)
+            time.sleep(0.02)
+            yield batch
+
+    monkeypatch.setattr(ImageDataset, "training_batches", slow)
+    flags = ["--gpu", gpu, "--method", method, "--local_ep", 1000, "--run_dir", tmp_path / "run"]
+    ended = train(*SMALL, *phantom_folder.flags(), *flags)
+    stopped = time.monotonic()
+    assert ended.status == status and "--resume" in ended.said
+    assert len(steps) <= 8 + 3 and stopped - steps[7] < 2
+    assert whole_states(tmp_path / "run") == []
+
+
 # ---- memory
 
 
@@ -393,6 +432,7 @@ def test_out_of_memory_names_the_flags_that_help(
         "--client_state",
     ):
         assert part in words
+    assert ("--precision bf16" in words) == ("GPU" in where)
     assert json.loads((tmp_path / "run" / "args.json").read_text())["batch_size"] == 4
 
 

@@ -154,6 +154,13 @@ def test_an_unknown_preprocessing_is_refused_until_flags_say_it(net, scans, tmp_
     assert read_rows(tmp_path / f"known-{scans.name}" / "slices.csv") == told
 
 
+@pytest.mark.parametrize("odd", ["triple", {"window": "lung", "size": 40}, {"window": "bone"}])
+def test_an_odd_preprocessing_in_a_checkpoint_is_refused(net, scans, tmp_path, odd):
+    path = checkpoint(net, tmp_path / "odd.pth", {"image_size": 32, "dicom": odd})
+    with pytest.raises(UserError, match="odd.pth: .* (not know|--size)"):
+        run_test_py("--resume", path, "--dicom", scans, "--workers", 0)
+
+
 def test_a_grey_window_predicts_grey_pictures(net, scans):
     grey = ScanFiles(scans, Preprocessing("brain", 40), 32)
     assert grey[grey.files.index("b/IM0001")][1].shape == (1, 32, 32)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+import train_main
 from dataloaders.table import read_table
 from tests.small_clients import assert_identical
 from utils.checkpoint import load_checkpoint, load_model
@@ -278,3 +279,34 @@ def test_log_of_a_resumed_run_reads_as_one(runs):
     (whole,) = parse_log(runs.whole / "log.txt")
     assert rounds[-1].loss == whole.finished_rounds()[-1].loss
     assert rounds[-1].metrics == whole.finished_rounds()[-1].metrics
+
+
+# ---- the other methods
+
+
+def test_self_training_with_attention_and_a_class_for_uncertain_labels(
+    phantom_folder, tmp_path, monkeypatch
+):
+    lines = phantom_folder.csv_file_train.read_text().splitlines()
+    name, patient, *labels = lines[1].split(",")
+    lines[1] = ",".join([name, patient, "-1", *labels[1:]])
+    uncertain = tmp_path / "uncertain.csv"
+    uncertain.write_text("\n".join(lines) + "\n")
+    flags = [*SMALL, *phantom_folder.flags(), "--rounds", "1", "--join_epoch", "-1", "--gpu", "cpu"]
+    flags += ["--method", "fed_selftraining", "--attention", "self"]
+    flags += ["--label_uncertainty", "U-MultiClass"]
+    flags += ["--csv_file_train", str(uncertain), "--run_dir", "run"]
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train_main.py", *flags])
+    try:
+        assert train_main.main() == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    weights, content = load_model(tmp_path / "run" / "checkpoints" / "epoch_0.pth")
+    assert content["class_names"][-1] == "uncertain" and len(content["class_names"]) == 6
+    assert weights["densenet121.classifier.0.weight"].shape == (6, 1024)
+    assert "attention.attend.in_proj_weight" in weights
+    (row,) = rows_of(tmp_path / "run" / "metrics.csv")
+    assert row["phase"] == "all" and row["relation_loss"] == ""
+    assert 0 <= float(row["reliable_share"]) <= 1

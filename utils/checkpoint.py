@@ -185,6 +185,7 @@ def _refuse_odd_description(path: Path, content: Mapping) -> None:
         and 0 <= described["drop_rate"] < 1
         and isinstance(preprocessing, dict)
         and isinstance(preprocessing.get("image_size", 1), int)
+        and isinstance(preprocessing.get("dicom", {}), dict)
     ):
         raise UserError(f"{path}: describes its weights in a way this program does not know")
 

@@ -79,8 +79,10 @@ def memory_shortage(error: Exception, args: Namespace) -> str | None:
     on_host = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
     if not on_host and not isinstance(error, torch.OutOfMemoryError):
         return None
-    where = "main memory" if on_host else "the GPU's memory"
+    where, smaller = "main memory", ""
+    if not on_host:
+        where, smaller = "the GPU's memory", ", or halve the activations with --precision bf16"
     return (
         f"{where} is full: lower --batch_size (now {args.batch_size}) or --image_size (now "
-        f"{args.image_size}), or keep less in it with --cache disk, --client_state disk"
+        f"{args.image_size}), or keep less in it with --cache disk, --client_state disk{smaller}"
     )

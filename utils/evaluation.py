@@ -1,6 +1,5 @@
 """From a predictions file to the tables that test.py prints and writes."""
 
-import argparse
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +8,7 @@ import numpy as np
 
 from utils.bootstrap import AurocIntervals, bootstrap_auroc
 from utils.errors import UserError
+from utils.flags import OneLineParser
 from utils.metrics import (
     DEFAULT_THRESHOLD,
     OVERALL,
@@ -205,7 +205,7 @@ def threshold_number(threshold: str | float) -> float:
 
 def main() -> None:
     """`python -m utils.metrics predictions_test.csv`: score a predictions file again."""
-    parser = argparse.ArgumentParser(prog="python -m utils.metrics", description=main.__doc__)
+    parser = OneLineParser(prog="python -m utils.metrics", description=main.__doc__)
     parser.add_argument("predictions", help="a file that test.py wrote")
     parser.add_argument(
         "--threshold", default=DEFAULT_THRESHOLD, help="0..1 on the softmax, or youden"

@@ -181,7 +181,7 @@ def reliability_figure(predictions: Predictions) -> Figure:
         f"Most probable class, {len(predictions.labels)} images\n"
         f"expected calibration error {number(result.expected_error)}"
     )
-    upper.legend(loc="upper left")
+    figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     lower.stairs(result.images, edges, fill=True, color=BLUE, alpha=0.5)
     lower.set(xlim=(0, 1), xlabel="probability of the most probable class", ylabel="images")
     return figure

@@ -1,8 +1,17 @@
-"""Flags that more than one command line has a use for."""
+"""What several command lines have a use for."""
 
+import argparse
 from collections.abc import Callable
+from typing import NoReturn
 
 from utils.errors import UserError
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Reports a bad flag as this project reports every mistake: in one line. `prog` is needed."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (all flags: {self.prog} --help)")
 
 
 def whole_number(flag: str, lowest: int, highest: int) -> Callable[[str], int]:

@@ -21,7 +21,7 @@ from utils.figures import save_figure
 from utils.predictions import Predictions
 
 MOST_CLASSES = 6
-HEAT_COLORS = "plasma"
+HEAT_COLOR, HEAT_OPACITY = (1.0, 0.75, 0.0), 0.65
 
 
 def grad_cam(net: DenseNet121, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
@@ -84,8 +84,8 @@ def draw_gradcam(
             _draw_pair(pair, dataset.picture(index), heat, predictions, index)
         positions = dataset.image_size // 32
         figure.suptitle(
-            "Yellow: where the evidence for the class that was said lies, resolved to "
-            f"{positions} x {positions} fields"
+            "Yellow: where the evidence for the class that was said lies, on a grid of "
+            f"{positions} x {positions}"
         )
         save_figure(figure, path)
 
@@ -100,7 +100,9 @@ def _draw_pair(
     # In grey, so that the picture's own colours are not taken for heat.
     grey = picture if picture.ndim == 2 else picture.mean(axis=2)
     pair[1].imshow(grey, cmap="gray", vmin=0, vmax=255)
-    pair[1].imshow(heat, cmap=HEAT_COLORS, vmin=0, vmax=1, alpha=0.55 * heat)
+    overlay = np.zeros((*heat.shape, 4))
+    overlay[..., :3], overlay[..., 3] = HEAT_COLOR, HEAT_OPACITY * heat
+    pair[1].imshow(overlay)
     name = clipped(str(predictions.names[index]), 24)
     pair[0].set_title(f"{name}\ntrue: {names[true]} ({probabilities[true]:.2f})", fontsize=7)
     verdict = "right" if said == true else "wrong"

@@ -27,20 +27,16 @@ def report_network(
     folder: Path,
     net: DenseNet121,
     test: ImageDataset,
-    batch_size: int,
+    predictions: Predictions,
     facts: dict[str, str],
     threshold: str | float,
-    validation: ImageDataset | None = None,
+    validation: Predictions | None = None,
     with_sweep: bool = False,
 ) -> Evaluation:
-    """`write_report` of what `net` says about `test`, with Grad-CAM and the mistakes' images.
-
-    `threshold` and `with_sweep` are as there; "youden" is chosen on `validation`.
-    """
-    predictions = predict_set(net, test, batch_size)
-    chosen_on = None if validation is None else predict_set(net, validation, batch_size)
+    """`write_report` of `predictions`, what `net` says about `test`, with Grad-CAM and the images
+    of the mistakes. `threshold`, `validation` and `with_sweep` are as there."""
     draw_gradcam(net, test, predictions, folder / "figures" / "gradcam.png")
-    return write_report(folder, predictions, threshold, chosen_on, with_sweep, facts, test.picture)
+    return write_report(folder, predictions, threshold, validation, with_sweep, facts, test.picture)
 
 
 def report_run(
@@ -48,7 +44,8 @@ def report_run(
 ) -> None:
     """`report_network` at the end of a run, whose last weights are in `checkpoint` and in `net`."""
     facts = describe_model(checkpoint, load_model(checkpoint)[1]) | describe_run(folder)
-    evaluation = report_network(folder, net, test, args.batch_size, facts, args.threshold)
+    predictions = predict_set(net, test, args.batch_size)
+    evaluation = report_network(folder, net, test, predictions, facts, args.threshold)
     print_tables(evaluation_tables(evaluation))
 
 

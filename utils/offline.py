@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,11 +28,12 @@ def offline_environment(home: Path) -> dict[str, str]:
 
 
 @contextmanager
-def offline() -> Iterator[None]:
-    """Inside the block, this process and those it starts have an `offline_environment`."""
+def offline(settings: Mapping[str, str]) -> Iterator[None]:
+    """Inside the block, this process and those it starts have an `offline_environment`, and
+    the variables `settings`."""
     before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="fedirm-") as home:
-        os.environ.update(offline_environment(Path(home)))
+        os.environ.update({**offline_environment(Path(home)), **settings})
         try:
             yield
         finally:

@@ -5,7 +5,6 @@
 --out: runs that differ in nothing but the seed become one line with their spread.
 """
 
-import argparse
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from utils.figures import (
     matrix_triple,
     save_figure,
 )
+from utils.flags import OneLineParser
 from utils.run_folder import SOURCES, last_value, read_arguments, read_matrices, read_metrics
 from utils.tables import METRICS, differing_arguments, setting_text
 
@@ -126,6 +126,7 @@ def draw_relation(
         axes.set_title(title)
         draw_matrix(axes, panel, class_names, colors, 9.0 if len(class_names) <= 7 else 6.0)
     row[0].set_ylabel("class of the samples")
+    row[1].set_xlabel("class of the output")
     figure.colorbar(colors, ax=list(row), label="probability", shrink=0.75)
     save_figure(figure, out_png)
 
@@ -150,10 +151,13 @@ def compare_runs(run_dirs: Sequence[Path], out_dir: Path) -> list[Path]:
     """
     arguments = [read_arguments(run_dir) for run_dir in run_dirs]
     names = differing_arguments(arguments)
+    labels: dict[str, str] = {}
     groups: dict[str, list[pd.DataFrame]] = {}
     for run_dir, flags in zip(run_dirs, arguments, strict=True):
-        label = setting_text(flags, names)
-        label = label if len(label) <= LONGEST_LABEL else run_dir.name
+        setting = setting_text(flags, names)
+        # Where too much differs to be told in a legend, the name of a setting's first run.
+        name = setting if len(setting) <= LONGEST_LABEL else run_dir.name
+        label = labels.setdefault(setting, name)
         groups.setdefault(label, []).append(read_metrics(run_dir / "metrics.csv"))
     curves, bars = out_dir / "curves.png", out_dir / "bars.png"
     panels = [CurvePanel("", column, label, groups) for column, label in COMPARED.items()]
@@ -171,7 +175,7 @@ def compare_runs(run_dirs: Sequence[Path], out_dir: Path) -> list[Path]:
 
 def main() -> None:
     """Rebuild one run's figures, or compare several runs."""
-    parser = argparse.ArgumentParser(prog="python -m utils.plots", description=__doc__)
+    parser = OneLineParser(prog="python -m utils.plots", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/comparison"), help="folder for a comparison"

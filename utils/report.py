@@ -4,7 +4,6 @@
 `write_report` left in the folder, without images or a network.
 """
 
-import argparse
 import json
 import os
 from pathlib import Path
@@ -24,6 +23,7 @@ from utils.evaluation import (
 )
 from utils.evaluation_figures import ImageLoader, draw_all
 from utils.files import write_text
+from utils.flags import OneLineParser
 from utils.metrics import DEFAULT_THRESHOLD
 from utils.plots import rebuild_figures
 from utils.predictions import Predictions, read_predictions, write_predictions
@@ -264,7 +264,7 @@ def read_json(path: Path) -> dict:
 
 def main() -> None:
     """`python -m utils.report runs/NAME`: rebuild tables/, figures/ and REPORT.md."""
-    parser = argparse.ArgumentParser(prog="python -m utils.report", description=main.__doc__)
+    parser = OneLineParser(prog="python -m utils.report", description=main.__doc__)
     parser.add_argument("folder", type=Path, help=f"a folder with {TEST_FILE}")
     folder = parser.parse_args().folder
     rebuild_report(folder)

@@ -24,8 +24,6 @@ def open_folder(
     old one, and where a flag typed now would change what an old one computes.
     """
     goes_on = args.resume is not None and args.resume.is_dir()
-    if args.resume is not None and not args.resume.exists():
-        raise UserError(f"--resume {args.resume}: no such run folder or checkpoint")
     folder = args.resume if goes_on else args.run_dir or default_folder(args)
     lock = FolderLock(folder)
     try:

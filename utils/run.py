@@ -69,7 +69,10 @@ class Run:
         """What to type to go on with this run, or that there is nothing to go on from."""
         if not is_run(self.folder):
             return "nothing was written yet: start it again"
-        return f"finished rounds are kept: go on with python train_main.py --resume {self.folder}"
+        command = f"python train_main.py --resume {self.folder}"
+        if self.args.engine == "sites":
+            command = f"flwr run . --run-config 'flags=\"--resume {self.folder}\"'"
+        return f"finished rounds are kept: go on with {command}"
 
     def close(self) -> None:
         """Close the log, the curves and the clients' files, and let others into the folder."""

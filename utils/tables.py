@@ -6,7 +6,6 @@ runs that differ in nothing but the seed. With --out it also writes STEM_runs, S
 STEM_groups as .csv, .md and .tex. A LOG is a file or a run's folder.
 """
 
-import argparse
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from utils.errors import UserError, run_command
+from utils.flags import OneLineParser
 from utils.log_reader import RESUMPTION_FLAGS, RoundLog, RunLog, parse_log
 from utils.table_files import NOT_AVAILABLE, to_markdown, write_table
 
@@ -240,7 +240,7 @@ def _mean_cells(entries: Sequence[RoundLog | None]) -> list[str]:
 
 def main() -> None:
     """Print the tables of the logs named on the command line; write them with --out."""
-    parser = argparse.ArgumentParser(prog="python -m utils.tables", description=__doc__)
+    parser = OneLineParser(prog="python -m utils.tables", description=__doc__)
     parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="log.txt or run folder")
     parser.add_argument("--out", type=Path, metavar="STEM", help="also write STEM_runs.csv, ...")
     options = parser.parse_args()

@@ -12,12 +12,7 @@ from pathlib import Path
 from tests.torture import runs
 
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
-STATUS = {
-    signal.SIGKILL: (-signal.SIGKILL,),
-    # The handler is installed a moment after the start; before, the system ends the process.
-    signal.SIGTERM: (143, -signal.SIGTERM),
-    signal.SIGINT: (130, -signal.SIGINT),
-}
+STATUS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
 KILLS_PER_RUN = 3
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.chmod")
 
@@ -52,6 +47,8 @@ class Trial:
                 before = lambda left=countdown: die_at_file_operation(folder, left)  # noqa: E731
             process = runs.start(arguments, self.output, self.small, before)
             if before is None:
+                if sign != signal.SIGKILL:
+                    wait_for_lock(folder, process)
                 time.sleep(chance.uniform(0, 1.15 * self.training_seconds))
                 os.kill(process, sign)
             sent = time.monotonic()
@@ -62,7 +59,7 @@ class Trial:
             if before is None and sign != signal.SIGKILL:
                 self.slowest_stop = max(self.slowest_stop, time.monotonic() - sent)
             self.counts["interruptions"] += 1
-            if status not in STATUS[sign]:
+            if status != STATUS[sign]:
                 self.counts[f"odd exit status {status}"] += 1
             self._inspect(folder)
         arguments = ["--resume", folder] if (folder / "args.json").exists() else begin
@@ -87,6 +84,13 @@ class Trial:
             return
         if finished < runs.rounds_begun(folder) - 1:
             self.counts["rounds lost"] += 1
+
+
+def wait_for_lock(folder: Path, process: int) -> None:
+    """Wait until the process has the folder; its handlers of signals are in place by then."""
+    lock = folder / ".lock"
+    while not (lock.exists() and f"process {process} " in lock.read_text()):
+        time.sleep(0.001)
 
 
 def die_at_file_operation(folder: Path, countdown: int) -> None:

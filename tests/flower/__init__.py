@@ -1,0 +1,1 @@
+"""Tests that need Flower: collected by `make test-flower` alone."""
