@@ -1,5 +1,6 @@
 # make demo    environment, dependencies, then the main job on the embedded data
 # make test    environment, dependencies, then lint and tests
+# make bench   environment, dependencies, then the benchmarks of a processor, in under 10 minutes
 # make flower  environment, dependencies, then Flower: --engine flower, docs/DEPLOY.md
 # make test-flower, make test-deployment    the same, then the tests that need it
 #

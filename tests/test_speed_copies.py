@@ -7,6 +7,7 @@ import torch
 
 from dataloaders.copies import computed_ahead
 from utils.client import set_tensors
+from utils.nested import to_host
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 5])
@@ -46,6 +47,13 @@ def test_an_error_comes_where_its_result_would():
     assert next(results) == 1 and next(results) == 0.5
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+def test_to_host_keeps_the_nesting():
+    state = {"a": [torch.ones(2), 3], "b": None, "c": (torch.zeros(1, dtype=torch.int64),)}
+    copied = to_host(state)
+    assert copied["a"][0].tolist() == [1, 1] and copied["a"][1] == 3 and copied["b"] is None
+    assert isinstance(copied["c"], tuple) and copied["c"][0].dtype == torch.int64
 
 
 def test_set_tensors_goes_by_name():

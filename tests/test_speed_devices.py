@@ -139,6 +139,7 @@ def traced(monkeypatch):
 
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
     monkeypatch.setattr(compilation, "evaluation_batch_size", lambda *_: 6)
     yield programs
     torch._dynamo.reset()

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from utils.checkpoint import load_checkpoint, save_checkpoint, verify_checkpoint
-from utils.nested import map_tensors
+from utils.nested import to_host
 
 PLACEMENTS = ("auto", "device", "host", "disk")
 MEMORY_SHARE = 0.25  # of a GPU's free memory, or of the machine's, that "auto" gives to states
@@ -100,7 +100,7 @@ class ClientStore:
 
     def _write(self, client: int, round: int, state: dict) -> None:
         try:
-            state = map_tensors(lambda tensor: tensor.detach().cpu(), state)
+            state = to_host(state)
             name = f"client_{client}_{round:06d}.pth"
             self._uncommitted.add(name)
             digest = save_checkpoint(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 
 import torch
 
@@ -17,6 +18,20 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value):
     if isinstance(value, (list, tuple)):
         return type(value)(map_tensors(function, item) for item in value)
     return value
+
+
+def to_host(value):
+    """`value` with every tensor on the CPU, copied after what its GPU has been asked to do so far.
+
+    The copies run on a stream of their own, beside what other threads ask of the GPU meanwhile.
+    """
+    devices = {tensor.device for _, tensor in named_tensors(value) if tensor.is_cuda}
+    with ExitStack() as copying:
+        for device in devices:
+            stream = torch.cuda.Stream(device)
+            stream.wait_stream(torch.cuda.current_stream(device))
+            copying.enter_context(torch.cuda.stream(stream))
+        return map_tensors(lambda tensor: tensor.detach().cpu(), value)
 
 
 def named_tensors(value, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
