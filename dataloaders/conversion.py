@@ -22,6 +22,7 @@ from tqdm import tqdm
 from dataloaders.worker_pool import Converter, Outcome, Task, WorkerPool
 from utils.errors import UserError
 from utils.files import atomic_write, sweep_temporary_files, write_text
+from utils.locks import FolderLock
 from utils.table_files import to_csv
 
 SAMPLES_PER_WORKER = 8
@@ -63,8 +64,18 @@ class Conversion:
         """Convert what is missing, on `workers` processes.
 
         Returns a table of the finished pictures, ImageID (the PNG's name) and the record columns
-        in the order of `sources`, and the rejected files.
+        in the order of `sources`, and the rejected files. `UserError` where another process
+        converts into the same folder.
         """
+        lock = FolderLock(self.folder, "--out")
+        try:
+            return self._run(sources, convert, workers)
+        finally:
+            lock.release(keep_folder=True)
+
+    def _run(
+        self, sources: Sequence[Source], convert: Converter, workers: int
+    ) -> tuple[pd.DataFrame, list[Rejected]]:
         self._make_folder()
         done = self._read_progress()
         tasks = [Task(f"{source.image}.png", source.path) for source in sources]

@@ -9,6 +9,7 @@ from dataloaders.partition import SPLIT_FILES, split_table, write_parts
 from dataloaders.phantom import generate, write_png
 from dataloaders.table import read_table
 from utils.errors import UserError
+from utils.locks import waiting_lock
 
 DATA_SEED = 2021
 
@@ -22,9 +23,10 @@ def place_embedded_data(args: Namespace, say: Callable[[str], None]) -> None:
     described["image_size"] = args.image_size
     digest = hashlib.blake2b(repr(sorted(described.items())).encode(), digest_size=4).hexdigest()
     folder = Path("data") / f"phantom-{args.phantom_patients}x{args.phantom_slices}-{digest}"
-    if not (folder / SPLIT_FILES[-1]).exists():
-        say(f"generating head CT of {args.phantom_patients} synthetic patients in {folder}")
-        _generate(args, folder)
+    with waiting_lock(folder / ".lock"):  # runs that start side by side share the images
+        if not (folder / SPLIT_FILES[-1]).exists():
+            say(f"generating head CT of {args.phantom_patients} synthetic patients in {folder}")
+            _generate(args, folder)
     args.root_path = folder / "images"
     args.csv_file_train, args.csv_file_val, args.csv_file_test = (
         folder / name for name in SPLIT_FILES

@@ -17,7 +17,7 @@ from dataloaders.phantom_head import FIELD_OF_VIEW
 from dataloaders.phantom_patients import SLICE_SPACING, Phantom
 from dataloaders.windows import WINDOWS, window_picture
 from utils.errors import UserError
-from utils.files import atomic_write, write_text
+from utils.files import atomic_write, sweep_temporary_files, write_text
 from utils.table_files import to_csv
 
 WINDOW_NAMES = ("triple", *WINDOWS)
@@ -159,6 +159,7 @@ def _one_per_patient(phantom: Phantom, name: str, rng: np.random.Generator) -> n
 def _refuse_strangers(folder: Path, names: Sequence[str]) -> None:
     if not folder.is_dir():
         return
+    sweep_temporary_files(folder)
     strangers = {path.name for path in folder.iterdir()} - set(names)
     if strangers:
         raise UserError(

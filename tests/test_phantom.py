@@ -2,6 +2,7 @@
 
 import csv
 import filecmp
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -466,3 +467,27 @@ def test_command_ends_in_one_line_when_it_cannot_write(tmp_path):
     done = run_command_line("--out", tmp_path / "file", "--patients", 2, "--size", 16)
     assert done.returncode == 2
     assert done.stderr.startswith("error: cannot write") and done.stderr.count("\n") == 1
+
+
+def test_runs_that_start_together_share_the_embedded_data(tmp_path):
+    code = "from dataloaders.embedded import place_embedded_data\n"
+    code += "from options import args_parser\n"
+    code += "flags = '--preset demo --phantom_patients 40 --phantom_slices 2'.split()\n"
+    code += "place_embedded_data(args_parser(flags), print)"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+
+    def start():
+        return subprocess.Popen(
+            [sys.executable, "-c", code], cwd=tmp_path, env=environment, stdout=subprocess.PIPE
+        )
+
+    together = [start(), start()]
+    said = [process.communicate()[0] for process in together]
+    assert [process.returncode for process in together] == [0, 0]
+    assert sorted(map(bool, said)) == [False, True]  # one of them made the images
+    (folder,) = (tmp_path / "data").iterdir()
+    before = sorted((folder / "images").iterdir())
+    (folder / "testing.csv").unlink()  # as if killed in the middle, with a file half written
+    (folder / "images" / ".ID_1.png.x.partial").touch()
+    assert start().wait() == 0
+    assert sorted((folder / "images").iterdir()) == before

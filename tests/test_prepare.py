@@ -35,6 +35,7 @@ from tests.dicom_files import (
     write_deflated,
 )
 from utils.errors import UserError
+from utils.locks import FolderLock
 
 REPOSITORY = Path(__file__).parents[1]
 PREPARE = [sys.executable, "-m", "dataloaders.prepare"]
@@ -365,6 +366,16 @@ def test_a_killed_worker_ends_the_run_at_once_and_names_its_file(tmp_path):
     table, rejected = conversion.run(sources, die_on_request, 2)
     assert list(table["ImageID"]) == [f"a{number}.png" for number in range(200)]
     assert not rejected
+
+
+def test_two_conversions_into_one_folder_do_not_mix(tmp_path):
+    sources = [Source("a", str(tmp_path / "a"), 1)]
+    lock = FolderLock(tmp_path / "out")
+    with pytest.raises(UserError, match=r"in use by another run .*--out"):
+        Conversion(tmp_path / "out", {}, ()).run(sources, die_on_request, 1)
+    lock.release(keep_folder=True)
+    table, _ = Conversion(tmp_path / "out", {}, ()).run(sources, die_on_request, 1)
+    assert list(table["ImageID"]) == ["a.png"]
 
 
 def test_a_picture_that_cannot_be_written_ends_the_run(tmp_path):

@@ -14,11 +14,11 @@ from utils.errors import UserError
 class FolderLock:
     """One process at a time in `folder`, which is made where it does not exist.
 
-    Raises `UserError` where another process holds it. The kernel lets go of the lock when its
-    holder ends, however it ends: a stale lock does not exist.
+    Raises `UserError`, which names `flag`, where another process holds it. The kernel lets go of
+    the lock when its holder ends, however it ends: a stale lock does not exist.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, flag: str = "--run_dir"):
         self.folder = folder
         self.made_folders = [place for place in (folder, *folder.parents) if not place.exists()]
         try:
@@ -26,12 +26,12 @@ class FolderLock:
         except OSError as error:
             raise UserError(
                 f"{folder}: cannot be locked for this run ({error.strerror or error}); "
-                "name another folder with --run_dir"
+                f"name another folder with {flag}"
             ) from error
         if self._file is None:
             raise UserError(
                 f"{folder}: in use by another run ({_holder(folder / '.lock')}); "
-                "wait for it or name another folder with --run_dir"
+                f"wait for it or name another folder with {flag}"
             )
 
     def release(self, keep_folder: bool) -> None:
