@@ -12,6 +12,7 @@ import pytest
 from utils.errors import UserError
 from utils.log_lines import (
     CLIENT_RULE,
+    NOTE_MARK,
     begin_round_lines,
     client_line,
     evaluation_line,
@@ -57,6 +58,7 @@ def write_run(
     )
     clock = start
     text = stamp(clock) + namespace_line(args) + "\n" + stamp(clock) + training_size_line(99) + "\n"
+    text += f"{stamp(clock)}{NOTE_MARK}clients: by site\n{NOTE_MARK}Supervised Client: 7 # 2\n"
     for number in rounds:
         text += stamp(clock) + begin_round_lines(number) + "\n"
         for client in range(labeled + unlabeled):

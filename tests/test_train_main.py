@@ -164,6 +164,7 @@ def test_log_is_in_the_slides_format(runs, phantom_folder):
 def test_log_and_metrics_say_the_same(runs):
     (log,) = parse_log(runs.whole / "log.txt")
     rows = rows_of(runs.whole / "metrics.csv")
+    assert log.lines_not_understood == 0
     assert len(log.finished_rounds()) == len(rows) == ROUNDS
     for told, row in zip(log.finished_rounds(), rows, strict=True):
         assert told.loss == float(row["loss"]) and told.number == int(row["round"])

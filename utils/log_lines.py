@@ -9,6 +9,7 @@ import argparse
 import re
 
 CLIENT_RULE = "--"
+NOTE_MARK = "# "  # before every line that is none of the records below
 METRIC_WORDS = {
     "AUROC": "auroc",
     "Accus": "accuracy",
@@ -77,6 +78,8 @@ RECORD = re.compile(
     rf"LR: (?P<rate>{_NUMBER}))"
     rf"|(?P<metrics>(?P<split>TEST|VAL) {_METRIC}(?:, (?:(?P=split) )?{_METRIC})*)"
     rf"|(?P<rule>{CLIENT_RULE})(?!-)"
+    rf"|(?P<note>(?:^|(?<=\] )){NOTE_MARK}.*?)(?={STAMP}|$)",
+    re.MULTILINE,
 )
 _METRIC_PAIR = re.compile(r"(\w+): (nan|\d\.\d{6})")
 

@@ -182,7 +182,7 @@ class _LogReader:
         """Enter a record into the run; False if its numbers cannot be trusted or placed."""
         if record["metrics"]:
             return self._metrics(record)
-        if record["rule"]:
+        if record["rule"] or record["note"]:
             return True
         if _CUT.match(self.text, record.end()):
             return False

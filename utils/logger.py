@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
+from textwrap import indent
 
 import numpy as np
 from tensorboardX import summary
@@ -19,13 +20,23 @@ from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
 from utils.files import write_text
+from utils.log_lines import NOTE_MARK
 
 
 class StampFormatter(logging.Formatter):
-    """`[hh:mm:ss.mmm] message`; a message that begins with a line break goes without the stamp."""
+    """`[hh:mm:ss.mmm] message`; a message that begins with a line break goes without the stamp.
 
-    def __init__(self):
+    note_mark: what every line of a note begins with.
+    """
+
+    def __init__(self, note_mark: str = ""):
         super().__init__("[%(asctime)s.%(msecs)03d] %(message)s", datefmt="%H:%M:%S")
+        self.note_mark = note_mark
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        if getattr(record, "note", False):
+            record.message = indent(record.message, self.note_mark)
+        return super().formatMessage(record)
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
@@ -64,19 +75,23 @@ class RunLog:
         for handler in self.handlers:
             self.logger.addHandler(handler)
 
-    def say(self, text: str) -> None:
-        """One message; a line of its own for each line of `text`."""
+    def record(self, text: str) -> None:
+        """One of utils/log_lines.py's records, word by word."""
         self.logger.info(text)
+
+    def note(self, text: str) -> None:
+        """Anything else that a reader should know; marked in the file, line by line."""
+        self.logger.info(text, extra={"note": True})
 
     def open(self, path: Path, first_lines: Sequence[str]) -> None:
         """Append to `path` from now on, beginning with `first_lines`."""
         file = _LogFile(path, encoding="utf-8")
-        file.setFormatter(StampFormatter())
+        file.setFormatter(StampFormatter(NOTE_MARK))
         self.logger.removeHandler(self.early)
         self.logger.addHandler(file)
         self.handlers = [self.handlers[0], file]
         for line in first_lines:
-            self.say(line)
+            self.record(line)
         self.early.setTarget(file)
         self.early.close()
 

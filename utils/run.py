@@ -63,7 +63,7 @@ class Run:
 
     def say(self, text: str) -> None:
         """One message to the terminal and, once the run has begun, to its log."""
-        self.log.say(text)
+        self.log.note(text)
 
     def next_command(self) -> str:
         """What to type to go on with this run, or that there is nothing to go on from."""
@@ -183,7 +183,7 @@ class Run:
     def start_round(self, round: int, active: Sequence[LocalUpdate]) -> float:
         """Open the round in the log and on the terminal; the time it began."""
         self.guard.start_round(len(active), [row["clients_skipped"] for row in self.history])
-        self.say(log_lines.begin_round_lines(round))
+        self.log.record(log_lines.begin_round_lines(round))
         self.bar = tqdm(
             total=len(active),
             desc=f"round {round + 1}/{self.args.rounds}",
@@ -196,8 +196,8 @@ class Run:
     def start_client(self, client: LocalUpdate) -> None:
         """Log who trains; the two lines stay together where several devices train."""
         with self.lock:
-            self.say(log_lines.client_line(client.client, client.labeled))
-            self.say(log_lines.CLIENT_RULE)
+            self.log.record(log_lines.client_line(client.client, client.labeled))
+            self.log.record(log_lines.CLIENT_RULE)
 
     @contextmanager
     def memory_of(self, client: LocalUpdate) -> Iterator[None]:
@@ -244,7 +244,7 @@ class Run:
         self.bar.close()
         row = round_row(round, reports, self.args.base_lr)
         row["clients_skipped"] = len(self.guard.skipped)
-        self.say(log_lines.loss_line(row["loss"], round, self.args.base_lr))
+        self.log.record(log_lines.loss_line(row["loss"], round, self.args.base_lr))
         last = progress.next_round == self.args.rounds
         if last or progress.next_round % self.args.eval_every == 0:
             for net in networks:
@@ -270,7 +270,7 @@ class Run:
             probabilities = predict_on_all(networks, images, batch_size)
             found = evaluation_numbers(images.labels.numpy(), probabilities, self.args.threshold)
             numbers |= {f"{name}_{key}": value for key, value in found.items()}
-            self.say(
+            self.log.record(
                 log_lines.evaluation_line(
                     found["auroc"],
                     found["accuracy"],
