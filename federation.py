@@ -23,7 +23,7 @@ from utils.devices import (
     place_network,
     set_deterministic,
     set_precision,
-    training_precision,
+    choose_precision,
 )
 from utils.run import Run, architecture
 from utils.run_state import Progress
@@ -60,7 +60,7 @@ def build_networks(
     from the seed."""
     torch.manual_seed(derive_seed(args.seed, "network"))
     networks = [build_network(architecture(args), class_names) for _ in devices]
-    set_precision(networks, training_precision(args.precision, devices))
+    set_precision(networks, choose_precision(args.precision, devices))
     return [place_network(net, device) for net, device in zip(networks, devices, strict=True)]
 
 

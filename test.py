@@ -25,7 +25,7 @@ from utils.devices import (
     choose_devices,
     place_network,
     set_precision,
-    training_precision,
+    choose_precision,
 )
 from utils.environment import describe_environment
 from utils.errors import UserError, run_command
@@ -124,7 +124,7 @@ def load(args: argparse.Namespace) -> Model:
     load_weights(net, weights, args.resume)
     device = choose_devices(args.gpu, print)[0]
     net = place_network(net, device)
-    precision = training_precision(args.precision, [device])
+    precision = choose_precision(args.precision, [device])
     set_precision([net], precision)
     return Model(args.resume, net, content, precision)
 

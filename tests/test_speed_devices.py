@@ -13,7 +13,7 @@ from tests.small_clients import CPU, assert_identical, make_dataset, make_networ
 from utils import compilation
 from utils.client import copy_weights
 from utils.compilation import choose_compile, compile_networks
-from utils.devices import set_precision, training_precision
+from utils.devices import set_precision, choose_precision
 from utils.errors import UserError
 from utils.inference import evaluation_batch_size, predict, predict_on_all
 
@@ -45,24 +45,24 @@ def capability(monkeypatch):
 
 def test_auto_is_bf16_on_modern_gpus_alone(capability):
     capability(9, 0)
-    assert training_precision("auto", CUDA) == "bf16"
-    assert training_precision("auto", [CPU]) == "fp32"
-    assert training_precision("auto", [CPU, CPU]) == "fp32"
+    assert choose_precision("auto", CUDA) == "bf16"
+    assert choose_precision("auto", [CPU]) == "fp32"
+    assert choose_precision("auto", [CPU, CPU]) == "fp32"
     capability(7, 5)
-    assert training_precision("auto", CUDA[:1]) == "fp32"
+    assert choose_precision("auto", CUDA[:1]) == "fp32"
 
 
 def test_what_is_asked_for_is_given_or_refused(capability):
     capability(8, 0)
     for precision in ("fp32", "tf32", "bf16"):
-        assert training_precision(precision, CUDA) == precision
-    assert training_precision("bf16", [CPU]) == "bf16"
+        assert choose_precision(precision, CUDA) == precision
+    assert choose_precision("bf16", [CPU]) == "bf16"
     with pytest.raises(UserError, match="--precision tf32: not to be had on cpu"):
-        training_precision("tf32", [CPU])
+        choose_precision("tf32", [CPU])
     capability(7, 0)
     for precision in ("tf32", "bf16"):
         with pytest.raises(UserError, match=f"--precision {precision}"):
-            training_precision(precision, CUDA)
+            choose_precision(precision, CUDA)
 
 
 def test_bf16_backbone_float32_everywhere_else():

@@ -37,7 +37,7 @@ def set_deterministic(deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = not deterministic
 
 
-def training_precision(precision: str, devices: Sequence[torch.device]) -> str:
+def choose_precision(precision: str, devices: Sequence[torch.device]) -> str:
     """ "fp32", "tf32" or "bf16": what `--precision` means on these devices.
 
     "auto" is bf16 where every device is a GPU that has it, else fp32: on a processor without bf16
@@ -57,7 +57,7 @@ def training_precision(precision: str, devices: Sequence[torch.device]) -> str:
 
 
 def set_precision(networks: Sequence[DenseNet121], precision: str) -> None:
-    """Let the backbones of `networks` compute in `training_precision`'s answer from now on.
+    """Let the backbones of `networks` compute in what `choose_precision` chose from now on.
 
     Weights, statistics, the pooled features, the head and the losses are float32 in any case.
     """

@@ -19,7 +19,7 @@ from utils.checkpoint import model_content, save_checkpoint
 from utils.client import ClientUpdate, LocalUpdate, net_device
 from utils.client_checks import ClientGuard
 from utils.client_store import ClientStore, choose_placement
-from utils.devices import training_precision
+from utils.devices import choose_precision
 from utils.environment import describe_environment
 from utils.errors import UserError
 from utils.files import free_bytes, megabytes, sweep_temporary_files, write_text
@@ -134,7 +134,7 @@ class Run:
                 data.split.how,
             )
         _write_json(self.folder / ARGS_FILE, plain_args(self.args))
-        precision = training_precision(self.args.precision, devices)
+        precision = choose_precision(self.args.precision, devices)
         environment = describe_environment(devices) | {"precision": precision}
         _write_json(self.folder / "env.json", environment)
         first_lines = (
