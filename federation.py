@@ -20,10 +20,10 @@ from utils.checkpoint import build_network, load_weights, starting_weights
 from utils.client import ClientUpdate, LocalUpdate, copy_weights
 from utils.devices import (
     choose_devices,
+    choose_precision,
     place_network,
     set_deterministic,
     set_precision,
-    choose_precision,
 )
 from utils.run import Run, architecture
 from utils.run_state import Progress

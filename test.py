@@ -23,9 +23,9 @@ from utils.checkpoint import build_network, load_model, load_weights
 from utils.devices import (
     PRECISIONS,
     choose_devices,
+    choose_precision,
     place_network,
     set_precision,
-    choose_precision,
 )
 from utils.environment import describe_environment
 from utils.errors import UserError, run_command

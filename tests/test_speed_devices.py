@@ -13,7 +13,7 @@ from tests.small_clients import CPU, assert_identical, make_dataset, make_networ
 from utils import compilation
 from utils.client import copy_weights
 from utils.compilation import choose_compile, compile_networks
-from utils.devices import set_precision, choose_precision
+from utils.devices import choose_precision, set_precision
 from utils.errors import UserError
 from utils.inference import evaluation_batch_size, predict, predict_on_all
 
@@ -139,7 +139,6 @@ def traced(monkeypatch):
 
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", compiler)
-    monkeypatch.setattr(torch._dynamo.config, "suppress_errors", False)
     monkeypatch.setattr(compilation, "evaluation_batch_size", lambda *_: 6)
     yield programs
     torch._dynamo.reset()

@@ -47,7 +47,6 @@ def compile_networks(
             net.compile_backbone(())
         say(f"--compile {chosen}: training uncompiled ({_reason(error)})")
     else:
-        torch._dynamo.config.suppress_errors = True  # what fails later runs as it is, too
         say(f"compiled the backbone in {time.perf_counter() - started:.0f} s")
 
 
