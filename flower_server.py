@@ -173,6 +173,9 @@ def main(grid: Grid, context: Context) -> None:
     try:
         with disk_full_as_user_error(run.folder):
             serve_sites(run, grid)
+    except (KeyboardInterrupt, SystemExit):  # by `flwr stop`, or because the SuperLink ended
+        run.say(f"stopped; {run.next_command()}")
+        raise
     except Exception as error:
         run.say(f"stopped: {error}; {run.next_command()}")
         raise
