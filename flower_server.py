@@ -20,9 +20,9 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from dataloaders.federated import FederatedData, load_federated_data
+from deploy.messages import pack_matrix, pack_weights, unpack_update
+from deploy.sites import RemoteSite, SiteRegister
 from federation import average_weights, build_networks, first_weights, mean_relation, start
-from flower_messages import pack_matrix, pack_weights, unpack_update
-from flower_sites import RemoteSite, SiteRegister
 from networks.models import DenseNet121
 from options import args_parser
 from utils.client import ClientUpdate

@@ -5,7 +5,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Message
 
-from flower_messages import pack_weights, unpack_weights
+from deploy.messages import pack_weights, unpack_weights
 from tests.flower.conftest import ROUNDS, Result
 from tests.flower.local_grid import LocalGrid, run_rounds
 from utils.errors import UserError

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from deploy.messages import pack_flags
 from federation import clients_of_round
-from flower_messages import pack_flags
 from utils.errors import UserError
 
 POLL_SECONDS = 1.0
