@@ -8,14 +8,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from flwr.app import (
-    ArrayRecord,
-    ConfigRecord,
-    Context,
-    Message,
-    MessageType,
-    MetricRecord,
-)
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
@@ -28,14 +21,7 @@ from options import args_parser
 from utils.client import ClientUpdate
 from utils.devices import choose_devices, set_deterministic
 from utils.files import disk_full_as_user_error
-from utils.privacy import (
-    DELTA,
-    add_noise,
-    clip_update,
-    epsilon,
-    noise_deviation,
-    secret_generator,
-)
+from utils.privacy import add_noise, clip_update, guarantee, noise_deviation, secret_generator
 from utils.run import Run, open_run
 from utils.run_state import Progress
 
@@ -61,11 +47,7 @@ class FedIRM(FlowerFedAvg):
         self.started = 0.0
         self.parameters = [name for name, _ in net.named_parameters()]
         if run.args.dp_noise:
-            spent = epsilon(run.args.dp_noise, run.args.rounds - run.args.start_epoch)
-            run.say(
-                f"differential privacy of a client: epsilon {spent:.1f} at delta {DELTA:g} after "
-                "all rounds, for the parameters alone (not BatchNorm's statistics or the matrix)"
-            )
+            run.say(guarantee(run.args.dp_noise, run.args.rounds - run.args.start_epoch))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -92,7 +74,11 @@ class FedIRM(FlowerFedAvg):
         answered = self.sites.answers(self.sent, replies, round)
         updates = self.accepted(answered, round, weights)
         weights, reports = average_weights(updates, run.args.fedavg_weights, self.device, run)
-        weights = self.private(weights, reports)
+        if multiplier := run.args.dp_noise:
+            by_size = run.args.fedavg_weights == "size"
+            shares = [report.num_samples if by_size else 1 for report in reports]
+            deviation = noise_deviation(multiplier, run.args.dp_clip, shares)
+            weights = add_noise(weights, self.parameters, deviation, secret_generator())
         self.progress = Progress(weights, mean_relation(reports, matrix), round + 1)
         run.finish_round(self.progress, [self.net], self.data, reports, self.started)
         return pack_weights(weights), None
@@ -124,18 +110,6 @@ class FedIRM(FlowerFedAvg):
                     update = update._replace(weights=clipped)
                 yield update
         self.sites.refuse_too_few(count, list(self.sent), round)
-
-    def private(
-        self, weights: dict[str, torch.Tensor], reports: Sequence[ClientUpdate]
-    ) -> dict[str, torch.Tensor]:
-        """The averaged weights with the noise that `--dp_noise` asks for, on parameters alone."""
-        args = self.run.args
-        if not args.dp_noise:
-            return weights
-        by_size = args.fedavg_weights == "size"
-        shares = [report.num_samples if by_size else 1 for report in reports]
-        deviation = noise_deviation(args.dp_noise, args.dp_clip, shares)
-        return add_noise(weights, self.parameters, deviation, secret_generator())
 
     def configure_evaluate(self, server_round, arrays, config, grid) -> Iterable[Message]:
         """No evaluation at the sites: the server has test images."""
