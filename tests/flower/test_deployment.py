@@ -52,9 +52,9 @@ def server_flags(flags: list[str], folder: Path, *more: str) -> str:
     )
 
 
-def wait_for(text: str, folder: Path, times: int = 1) -> str:
-    """The run's log, once `text` stands in it `times` times."""
-    deadline, log = time.monotonic() + SECONDS, folder / "log.txt"
+def wait_for(text: str, log: Path, times: int = 1) -> str:
+    """The file `log`, once `text` stands in it `times` times."""
+    deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         said = log.read_text() if log.exists() else ""
         if said.count(text) >= times:
@@ -74,7 +74,7 @@ def test_each_site_holds_its_own_images_alone(federation):
 
 def test_same_bits_numbers_and_lines_as_the_loop(federation, flags, loop, tmp_path):
     federation.start_run(server_flags(flags, tmp_path / "run"))
-    wait_for("done:", tmp_path / "run")
+    wait_for("done:", tmp_path / "run" / "log.txt")
     assert_same(loop, Result(tmp_path / "run"))
     for client, copies in ((0, 2), (1, 3)):
         memories = federation.folder / f"site_{client}" / "memory" / "run"
@@ -171,14 +171,15 @@ def test_unknown_node_is_refused(federation):
 def test_killed_site_is_left_out_and_comes_back_and_a_restarted_server_goes_on(
     federation, flags, tmp_path
 ):
-    folder = tmp_path / "run"
+    folder, log = tmp_path / "run", tmp_path / "run" / "log.txt"
+    heard = federation.folder / "site_1" / "site_1.log"
+    tasks = heard.read_text().count("Receiving: train")
     federation.start_run(server_flags(flags, folder, "--rounds", "6", "--min_clients", "1"))
-    wait_for("Semi-Supervised Client: 1", folder)
+    wait_for("Receiving: train", heard, times=tasks + 1)
     federation.end("site_1", signal.SIGKILL)
-    said = wait_for("left out of round 1", folder)
-    assert "client 1: failed" in said
+    assert "client 1: failed" in wait_for("left out of round 1", log)
     federation.start_site(1)
-    wait_for("Semi-Supervised Client: 1", folder, times=2)
+    wait_for("Semi-Supervised Client: 1", log, times=2)
     before = len(Result(folder).metrics())
 
     federation.end("superlink", signal.SIGKILL)
@@ -188,7 +189,7 @@ def test_killed_site_is_left_out_and_comes_back_and_a_restarted_server_goes_on(
     federation.start_server()
     wait_until_free(folder)
     federation.start_run(f"--resume {folder} --client_timeout {SECONDS}")
-    wait_for("done:", folder)
+    wait_for("done:", log)
     rows = Result(folder).metrics()
     assert [row["round"] for row in rows] == [str(round) for round in range(6)]
     assert [row["clients_unlabeled"] for row in rows[:2]] == ["0", "0"]
