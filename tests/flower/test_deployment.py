@@ -16,7 +16,7 @@ import torch
 
 from dataloaders.federated import deal_clients, load_tables
 from deploy.credentials import make_node_key
-from deploy.loopback import LoopbackFederation
+from deploy.loopback import LoopbackFederation, free_port
 from options import args_parser
 from tests.flower.conftest import Result, assert_same
 from utils.errors import UserError
@@ -150,22 +150,24 @@ def test_operators_commands_fail_outside(federation):
     assert all(answer.returncode for answer in answers)
 
 
-def test_unknown_node_is_refused(federation):
-    """A stranger with a key of its own that nobody has registered."""
-    place = federation.folder / "site_9"
-    share_of_nobody = {"partition-id": 1}
-    federation.sites[9] = share_of_nobody
-    place.mkdir()
-    make_node_key(place / "node")
-    federation.start_site(9)
+@pytest.mark.parametrize("key", [("--auth-supernode-private-key", "node.key"), ()])
+def test_unknown_node_is_refused(federation, key):
+    """A stranger with a key that nobody has registered, and one who would register itself."""
+    place = federation.folder / "stranger"
+    if not place.exists():
+        make_node_key(place / "node")
+    trust = ("--root-certificates", str(federation.credentials / "ca.pem"))
+    port = ("--host", "127.0.0.1", "--port", str(free_port("127.0.0.1")))
+    share = ("--node-config", "partition-id=1")
+    command = ["flower-supernode", "--superlink", federation.outside, *trust, *key, *share, *port]
+    federation.start("stranger", command, place)
     try:
-        status = federation.processes["site_9"].wait(60)
+        status = federation.processes["stranger"].wait(60)
     except subprocess.TimeoutExpired:
         status = None
-    said = (place / "site_9.log").read_text()
-    federation.end("site_9")
+    federation.end("stranger")
     assert status != 0
-    assert "SuperNode ID" not in said
+    assert "SuperNode ID" not in (place / "stranger.log").read_text()
 
 
 def test_killed_site_is_left_out_and_comes_back_and_a_restarted_server_goes_on(
