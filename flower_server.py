@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from dataloaders.federated import FederatedData, load_federated_data
 from deploy.messages import pack_matrix, pack_weights, unpack_update
+from deploy.orphans import end_with_parent
 from deploy.sites import RemoteSite, SiteRegister
 from federation import average_weights, build_networks, first_weights, mean_relation, start
 from networks.models import DenseNet121
@@ -141,6 +142,7 @@ server_app = ServerApp()
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
     """What a SuperLink runs: the flags of train_main.py stand in the run's `flags`."""
+    end_with_parent()
     argv = ["--engine", "sites", *shlex.split(str(context.run_config["flags"]))]
     args = args_parser(argv)
     run = open_run(args, argv)
