@@ -2,7 +2,7 @@
 # make test    environment, dependencies, then lint and tests
 # make bench   environment, dependencies, then the benchmarks of a processor, in under 10 minutes
 # make flower  environment, dependencies, then Flower: --engine flower, docs/DEPLOY.md
-# make test-flower, make test-deployment    the same, then the tests that need it
+# make test-flower    the same, then the tests that need it, real processes on loopback among them
 #
 # An environment that exists already: make demo PYTHON=/path/to/python VENV=
 
@@ -21,7 +21,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 INSTALLED_FLOWER := $(VENV)/.installed-flower
 endif
 
-.PHONY: demo test lint bench flower test-flower test-deployment clean
+.PHONY: demo test lint bench flower test-flower clean
 
 demo: $(INSTALLED)
 	$(RUN) train_main.py --preset demo
@@ -32,11 +32,7 @@ test: lint
 flower: $(INSTALLED_FLOWER)
 
 test-flower: $(INSTALLED_FLOWER)
-	$(RUN) -m pytest tests/flower --ignore tests/flower/test_deployment.py
-
-# Real processes on loopback; several minutes, so not part of the above.
-test-deployment: $(INSTALLED_FLOWER)
-	$(RUN) -m pytest tests/flower/test_deployment.py
+	$(RUN) -m pytest tests/flower
 
 lint: $(INSTALLED_DEV)
 	$(RUN) -m ruff check .

@@ -8,34 +8,21 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from flwr.app import (
-    ArrayRecord,
-    ConfigRecord,
-    Context,
-    Message,
-    MessageType,
-    MetricRecord,
-)
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
 from dataloaders.federated import FederatedData, load_federated_data
+from deploy.messages import pack_matrix, pack_weights, unpack_update
+from deploy.orphans import end_with_parent
+from deploy.sites import RemoteSite, SiteRegister
 from federation import average_weights, build_networks, first_weights, mean_relation, start
-from flower_messages import pack_matrix, pack_weights, unpack_update
-from flower_sites import RemoteSite, SiteRegister
 from networks.models import DenseNet121
 from options import args_parser
 from utils.client import ClientUpdate
 from utils.devices import choose_devices, set_deterministic
 from utils.files import disk_full_as_user_error
-from utils.privacy import (
-    DELTA,
-    add_noise,
-    clip_update,
-    epsilon,
-    noise_deviation,
-    secret_generator,
-)
+from utils.privacy import add_noise, clip_update, guarantee, noise_deviation, secret_generator
 from utils.run import Run, open_run
 from utils.run_state import Progress
 
@@ -61,11 +48,7 @@ class FedIRM(FlowerFedAvg):
         self.started = 0.0
         self.parameters = [name for name, _ in net.named_parameters()]
         if run.args.dp_noise:
-            spent = epsilon(run.args.dp_noise, run.args.rounds - run.args.start_epoch)
-            run.say(
-                f"differential privacy of a client: epsilon {spent:.1f} at delta {DELTA:g} after "
-                "all rounds, for the parameters alone (not BatchNorm's statistics or the matrix)"
-            )
+            run.say(guarantee(run.args.dp_noise, run.args.rounds - run.args.start_epoch))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -92,7 +75,11 @@ class FedIRM(FlowerFedAvg):
         answered = self.sites.answers(self.sent, replies, round)
         updates = self.accepted(answered, round, weights)
         weights, reports = average_weights(updates, run.args.fedavg_weights, self.device, run)
-        weights = self.private(weights, reports)
+        if multiplier := run.args.dp_noise:
+            by_size = run.args.fedavg_weights == "size"
+            shares = [report.num_samples if by_size else 1 for report in reports]
+            deviation = noise_deviation(multiplier, run.args.dp_clip, shares)
+            weights = add_noise(weights, self.parameters, deviation, secret_generator())
         self.progress = Progress(weights, mean_relation(reports, matrix), round + 1)
         run.finish_round(self.progress, [self.net], self.data, reports, self.started)
         return pack_weights(weights), None
@@ -125,18 +112,6 @@ class FedIRM(FlowerFedAvg):
                 yield update
         self.sites.refuse_too_few(count, list(self.sent), round)
 
-    def private(
-        self, weights: dict[str, torch.Tensor], reports: Sequence[ClientUpdate]
-    ) -> dict[str, torch.Tensor]:
-        """The averaged weights with the noise that `--dp_noise` asks for, on parameters alone."""
-        args = self.run.args
-        if not args.dp_noise:
-            return weights
-        by_size = args.fedavg_weights == "size"
-        shares = [report.num_samples if by_size else 1 for report in reports]
-        deviation = noise_deviation(args.dp_noise, args.dp_clip, shares)
-        return add_noise(weights, self.parameters, deviation, secret_generator())
-
     def configure_evaluate(self, server_round, arrays, config, grid) -> Iterable[Message]:
         """No evaluation at the sites: the server has test images."""
         return []
@@ -167,12 +142,16 @@ server_app = ServerApp()
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
     """What a SuperLink runs: the flags of train_main.py stand in the run's `flags`."""
+    end_with_parent()
     argv = ["--engine", "sites", *shlex.split(str(context.run_config["flags"]))]
     args = args_parser(argv)
     run = open_run(args, argv)
     try:
         with disk_full_as_user_error(run.folder):
             serve_sites(run, grid)
+    except (KeyboardInterrupt, SystemExit):  # by `flwr stop`, or because the SuperLink ended
+        run.say(f"stopped; {run.next_command()}")
+        raise
     except Exception as error:
         run.say(f"stopped: {error}; {run.next_command()}")
         raise

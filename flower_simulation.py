@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from queue import SimpleQueue
+from typing import NamedTuple
 
 import torch
 
@@ -47,9 +48,9 @@ def simulate(run: Run) -> None:
             import flwr.simulation  # noqa: F401 - only to see whether it is there
         except ImportError as error:
             raise UserError(f"--engine flower: {error}; install it with: make flower") from error
+        from deploy.sites import SiteRegister
         from flower_client import build_client_app
         from flower_server import serve
-        from flower_sites import SiteRegister
 
         client_app, stop = build_client_app(open_site), run.folder / STOP_FILE
         with simulated_grid(client_app, len(clients), resources, stop) as grid:
@@ -150,7 +151,7 @@ def simulated_site(
     flags: HashableFlags, clients: tuple[int, ...], memory: Path, gpu: str, context, task
 ):
     """The client that a simulated node stands for, with its share of the run's own data."""
-    from flower_client import Site
+    from deploy.hospital import Site
 
     data = data_of(flags)
     client = clients[context.node_config["partition-id"]]
@@ -162,8 +163,18 @@ def simulated_site(
         torch.from_numpy(data.split.clients[client]),
         memory,
         gpu,
-        memory / STOP_FILE,
+        StopFile(memory / STOP_FILE),
     )
+
+
+class StopFile(NamedTuple):
+    """In the place of a trainer's `stop`: an event that another process sets by making a file."""
+
+    path: Path
+
+    def is_set(self) -> bool:
+        """Whether the file has appeared."""
+        return self.path.exists()
 
 
 @lru_cache(maxsize=1)

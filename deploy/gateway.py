@@ -71,7 +71,11 @@ def build_gateway(superlink: str, ca: Path) -> Starlette:
             headers=[(k, v) for k, v in request.headers.items() if k.lower() not in HOP_BY_HOP],
             content=request.stream(),
         )
-        answer = await request.state.client.send(question, stream=True)
+        try:
+            answer = await request.state.client.send(question, stream=True)
+        except httpx.TransportError:
+            # A SuperNode tries again after 502; after 500 it gives up for good.
+            return PlainTextResponse("the SuperLink does not answer\n", status_code=502)
         headers = {k: v for k, v in answer.headers.items() if k.lower() not in HOP_BY_HOP}
         return StreamingResponse(
             answer.aiter_raw(), answer.status_code, headers, background=_Close(answer)

@@ -1,8 +1,13 @@
 """Central differential privacy for the averaged parameters: clipped updates, noise on their mean.
 
-It hides from whoever sees the global parameters whether one client took part; the server itself
-sees every update. BatchNorm's statistics and the relation matrix are sent as they are: the
-guarantee does not cover them.
+Two federations are neighbours where, in every round, one client's change of the parameters is in
+one of them replaced by no change at all. Who takes part, and each client's share in the mean (its
+number of images), are public and the same in both; leaving a client out and giving its share to
+the others is another relation, under which the mean can move up to twice as far.
+
+It hides one client from whoever sees the global parameters; the server itself sees every update.
+Noised are the parameters alone: BatchNorm's statistics and the mean relation matrix, which go to
+the sites with them, are taken as public, and what they say about a client is not covered.
 """
 
 import math
@@ -44,16 +49,28 @@ def add_noise(
 
 
 def noise_deviation(multiplier: float, norm: float, shares: Sequence[float]) -> float:
-    """Standard deviation that hides one client: `multiplier` times how far one client whose
-    update is at most `norm` long can move the mean. shares: the clients' weights in it."""
+    """Standard deviation of the noise on each parameter: `multiplier` times how far the mean
+    moves, at most, where one client's change, at most `norm` long, is replaced by none.
+
+    shares: the clients' weights in the mean, of those alone whose answers count in this round.
+    """
     return multiplier * norm * max(shares) / sum(shares)
 
 
 def epsilon(multiplier: float, rounds: int, delta: float = DELTA) -> float:
-    """Epsilon after `rounds` rounds that all clients take part in, by zero-concentrated
-    differential privacy (Bun and Steinke 2016, proposition 1.3 and lemma 2.3)."""
+    """Epsilon after `rounds` rounds, by zero-concentrated differential privacy (Bun and Steinke
+    2016): the Gaussian mechanism, its composition, and the conversion to (epsilon, delta)."""
     rho = rounds / (2 * multiplier**2)
     return rho + 2 * math.sqrt(rho * math.log(1 / delta))
+
+
+def guarantee(multiplier: float, rounds: int) -> str:
+    """What is promised after `rounds` rounds, for the log."""
+    return (
+        f"differential privacy of a client's changes: epsilon {epsilon(multiplier, rounds):.1f} "
+        f"at delta {DELTA:g} after all rounds, for the parameters alone (not BatchNorm's "
+        "statistics, the relation matrix or the number of images)"
+    )
 
 
 def secret_generator() -> torch.Generator:

@@ -10,11 +10,11 @@ import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from deploy.sites import SiteRegister
 from federation import prepare
 from flower_client import build_client_app
 from flower_server import serve
 from flower_simulation import HashableFlags, simulated_site
-from flower_sites import SiteRegister
 from options import args_parser
 from utils.run import open_run
 

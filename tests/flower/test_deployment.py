@@ -16,9 +16,11 @@ import torch
 
 from dataloaders.federated import deal_clients, load_tables
 from deploy.credentials import make_node_key
-from deploy.loopback import LoopbackFederation
+from deploy.loopback import LoopbackFederation, free_port
 from options import args_parser
 from tests.flower.conftest import Result, assert_same
+from utils.errors import UserError
+from utils.locks import FolderLock
 
 SECONDS = 400
 
@@ -50,12 +52,12 @@ def server_flags(flags: list[str], folder: Path, *more: str) -> str:
     )
 
 
-def wait_for(text: str, folder: Path) -> str:
-    """The run's log, once `text` stands in it."""
-    deadline, log = time.monotonic() + SECONDS, folder / "log.txt"
+def wait_for(text: str, log: Path, times: int = 1) -> str:
+    """The file `log`, once `text` stands in it `times` times."""
+    deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         said = log.read_text() if log.exists() else ""
-        if text in said:
+        if said.count(text) >= times:
             return said
         time.sleep(0.5)
     raise AssertionError(f"{text!r} does not come: {said[-2000:]}")
@@ -72,7 +74,7 @@ def test_each_site_holds_its_own_images_alone(federation):
 
 def test_same_bits_numbers_and_lines_as_the_loop(federation, flags, loop, tmp_path):
     federation.start_run(server_flags(flags, tmp_path / "run"))
-    wait_for("done:", tmp_path / "run")
+    wait_for("done:", tmp_path / "run" / "log.txt")
     assert_same(loop, Result(tmp_path / "run"))
     for client, copies in ((0, 2), (1, 3)):
         memories = federation.folder / f"site_{client}" / "memory" / "run"
@@ -148,46 +150,62 @@ def test_operators_commands_fail_outside(federation):
     assert all(answer.returncode for answer in answers)
 
 
-def test_unknown_node_is_refused(federation):
-    """A stranger with a key of its own that nobody has registered."""
-    place = federation.folder / "site_9"
-    share_of_nobody = {"partition-id": 1}
-    federation.sites[9] = share_of_nobody
-    place.mkdir()
-    make_node_key(place / "node")
-    federation.start_site(9)
+@pytest.mark.parametrize("key", [("--auth-supernode-private-key", "node.key"), ()])
+def test_unknown_node_is_refused(federation, key):
+    """A stranger with a key that nobody has registered, and one who would register itself."""
+    place = federation.folder / "stranger"
+    if not place.exists():
+        make_node_key(place / "node")
+    trust = ("--root-certificates", str(federation.credentials / "ca.pem"))
+    port = ("--host", "127.0.0.1", "--port", str(free_port("127.0.0.1")))
+    share = ("--node-config", "partition-id=1")
+    command = ["flower-supernode", "--superlink", federation.outside, *trust, *key, *share, *port]
+    federation.start("stranger", command, place)
     try:
-        status = federation.processes["site_9"].wait(60)
+        status = federation.processes["stranger"].wait(60)
     except subprocess.TimeoutExpired:
         status = None
-    said = (place / "site_9.log").read_text()
-    federation.end("site_9")
+    federation.end("stranger")
     assert status != 0
-    assert "SuperNode ID" not in said
+    assert "SuperNode ID" not in (place / "stranger.log").read_text()
 
 
 def test_killed_site_is_left_out_and_comes_back_and_a_restarted_server_goes_on(
     federation, flags, tmp_path
 ):
-    folder = tmp_path / "run"
-    rounds = ["--rounds", "8", "--min_clients", "1"]
-    federation.start_run(server_flags(flags, folder, *rounds))
-    wait_for("com_round = 2", folder)
+    folder, log = tmp_path / "run", tmp_path / "run" / "log.txt"
+    heard = federation.folder / "site_1" / "site_1.log"
+    tasks = heard.read_text().count("Receiving: train")
+    federation.start_run(server_flags(flags, folder, "--rounds", "6", "--min_clients", "1"))
+    wait_for("Receiving: train", heard, times=tasks + 1)
     federation.end("site_1", signal.SIGKILL)
-    said = wait_for("left out of round", folder)
-    assert "client 1" in said
-    time.sleep(45)  # a node of the same key is refused until the old one counts as gone
+    assert "client 1: failed" in wait_for("left out of round 1", log)
     federation.start_site(1)
+    wait_for("Semi-Supervised Client: 1", log, times=2)
     before = len(Result(folder).metrics())
-    federation.end("gateway", signal.SIGKILL)
+
     federation.end("superlink", signal.SIGKILL)
+    # "Try again": a SuperNode that gets any other error gives up, and no restart brings it back.
+    assert ask(federation, "/v1/fleet/pull-messages") == 502
+    federation.end("gateway", signal.SIGKILL)
     federation.start_server()
+    wait_until_free(folder)
     federation.start_run(f"--resume {folder} --client_timeout {SECONDS}")
-    wait_for("done:", folder)
+    wait_for("done:", log)
     rows = Result(folder).metrics()
-    assert [row["round"] for row in rows] == [str(round) for round in range(8)]
-    assert before >= 3
-    assert rows[2]["clients_unlabeled"] == "0"
-    assert rows[-1]["clients_unlabeled"] == "1"
-    assert all(value.isfinite().all() for value in Result(folder).state(8)["weights"].values())
+    assert [row["round"] for row in rows] == [str(round) for round in range(6)]
+    assert [row["clients_unlabeled"] for row in rows[:2]] == ["0", "0"]
+    assert [row["clients_unlabeled"] for row in rows[before:]] == ["1"] * (6 - before)
+    assert all(value.isfinite().all() for value in Result(folder).state(6)["weights"].values())
     assert json.loads((folder / "args.json").read_text())["engine"] == "sites"
+
+
+def wait_until_free(folder: Path) -> None:
+    """Until the run's process has ended: it outlives its SuperLink by some seconds."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return FolderLock(folder).release(keep_folder=True)
+        except UserError:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)

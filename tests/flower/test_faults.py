@@ -1,12 +1,15 @@
 """Sites that fail, lie, are late or are not there; a server that stops and goes on."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Message
 
-from flower_messages import pack_weights, unpack_weights
-from tests.flower.conftest import ROUNDS, Result
+from deploy.messages import pack_weights, unpack_weights
+from tests.flower.conftest import REPOSITORY, ROUNDS, Result
 from tests.flower.local_grid import LocalGrid, run_rounds
 from utils.errors import UserError
 
@@ -118,6 +121,20 @@ def test_second_node_of_a_client_is_refused(flags, tmp_path, capsys):
     run_rounds(tmp_path / "run", flags, honest, twice)
     assert "node 102 refused: client 1 is there already" in capsys.readouterr().out
     assert Result(tmp_path / "run").state()["next_round"] == ROUNDS
+
+
+def test_process_that_waits_for_ever_ends_with_its_parent():
+    waiting = "import threading; threading.Event().wait(60)"
+    child = (
+        f"from deploy.orphans import *; end_with_parent(0.2); print('up', flush=True); {waiting}"
+    )
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent], cwd=REPOSITORY, stdout=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"up\n"
+    process.kill()
+    process.communicate(timeout=20)  # the pipe closes when the child has ended, too
 
 
 def test_weights_travel_without_a_change_and_nothing_else_passes_for_them():

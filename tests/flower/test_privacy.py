@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 
+from FedAvg import FedAvg
 from options import args_parser
 from tests.flower.conftest import Result
 from tests.flower.local_grid import run_rounds
 from tests.flower.test_faults import honest, nothing
 from utils.errors import UserError
-from utils.privacy import add_noise, clip_update, epsilon, noise_deviation
+from utils.privacy import add_noise, clip_update, epsilon, guarantee, noise_deviation
 
 
 def test_update_is_scaled_as_one_vector_and_statistics_are_not():
@@ -37,10 +38,22 @@ def test_noise_has_the_deviation_it_is_given_and_spares_statistics():
     assert noise_deviation(2.0, 3.0, [10, 30]) == 4.5
 
 
+def test_noise_covers_a_client_whose_change_is_replaced_by_none_not_one_who_is_left_out():
+    """Two clients at the ends of what a clip of 2 allows; the second has three quarters."""
+
+    def mean(*clients: tuple[float, int]) -> float:
+        return FedAvg(({"a": torch.tensor([value])}, share) for value, share in clients)["a"].item()
+
+    both, moved = mean((-2.0, 10), (2.0, 30)), noise_deviation(1.0, 2.0, [10, 30])
+    assert both - mean((-2.0, 10), (0.0, 30)) == moved
+    assert both - mean((-2.0, 10)) == 2 * moved
+
+
 def test_epsilon_by_hand():
     # One round at multiplier 1: rho = 1/2.
     assert epsilon(1.0, 1) == pytest.approx(0.5 + 2 * math.sqrt(0.5 * math.log(1e5)))
     assert epsilon(10.0, 100) == pytest.approx(epsilon(1.0, 1))
+    assert "epsilon 8.0 at delta 1e-05 after all rounds" in guarantee(6.904, 100)
 
 
 def test_noise_without_a_clip_is_refused():

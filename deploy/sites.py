@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from deploy.messages import pack_flags
 from federation import clients_of_round
-from flower_messages import pack_flags
 from utils.errors import UserError
 
 POLL_SECONDS = 1.0
@@ -80,8 +80,13 @@ class SiteRegister:
     def wait_for(self, count: int) -> None:
         """Wait until `count` sites said who they are, or until the time for it is over."""
         deadline = time.monotonic() + self.args.client_timeout
-        while len(self.online()) < count and time.monotonic() < deadline:
+        there = len(self.online())
+        if there < count:
+            patience = f"for {self.args.client_timeout:g} s at most"
+            self.say(f"{there} of {count} clients are there; waiting for the rest {patience}")
+        while there < count and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
+            there = len(self.online())
 
     def ready_for(self, round: int) -> list[RemoteSite]:
         """The sites that train in `round` and are there, by client.
