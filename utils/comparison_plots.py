@@ -138,12 +138,12 @@ def _draw_bar_panel(axes: Axes, metric: str, rows: Sequence[Spread]) -> None:
     places = np.arange(len(rows)) - 0.1
     means = [row.mean for row in rows]
     deviations = np.nan_to_num([row.deviation for row in rows])
-    bar = {"height": 0.5, "color": COLORS[5], "label": "ours, mean ± sd over seeds", "capsize": 3}
+    bar = {"height": 0.4, "color": COLORS[5], "label": "ours, mean ± sd over seeds", "capsize": 3}
     axes.barh(places, means, xerr=deviations, **bar)
     for place, row in zip(places, rows, strict=True):
         text = "NA" if math.isnan(row.mean) else f"{row.mean:.1f}"
         text += "" if math.isnan(row.deviation) else f" ± {row.deviation:.1f}"
-        axes.text(2, place, text, va="center", ha="left", fontsize=8)
+        axes.text(1, place + 0.42, text, va="center", ha="left", fontsize=8)
     axes.set(title=metric, xlabel="%", xlim=(0, 103))
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
