@@ -34,7 +34,7 @@ class SupervisedLocalUpdate(LocalUpdate):
         args = self.args
         log = StepLog("supervised_loss")
         self.receive(net, weights, round, BATCHNORM_MOMENTUM)
-        optimizer = self.build_optimizer(net, self.learning_rate(round))
+        optimizer = self.build_optimizer(net, round)
         meter = RelationMeter(args.temperature, args.absent_class, args.labeled_matrix)
 
         for _, batches in self.epochs(args.labeled_views, round, net_device(net)):
@@ -52,7 +52,7 @@ class SupervisedLocalUpdate(LocalUpdate):
                 log.add(batch, loss)
 
         self.optimizer_state = optimizer.state_dict()
-        stats = log.means()
+        stats = log.means() | {"learning_rate": self.learning_rate(round)}
         return ClientUpdate(
             copy_weights(net),
             len(self.indices),

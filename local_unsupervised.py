@@ -79,7 +79,7 @@ class UnsupervisedLocalUpdate(LocalUpdate):
         log = StepLog("loss", "consistency_loss", "relation_loss", "reliable_share")
         device = net_device(net)
         self.receive(net, weights, round, self.batchnorm_momentum())
-        optimizer = self.build_optimizer(net, args.base_lr)
+        optimizer = self.build_optimizer(net, round)
         teacher = self.teacher_network(net)
         parameters, teacher_parameters = list(net.parameters()), list(teacher.parameters())
         if target_matrix is not None:
@@ -103,7 +103,10 @@ class UnsupervisedLocalUpdate(LocalUpdate):
 
         self.optimizer_state, self.step = optimizer.state_dict(), step
         self.teacher = copy_tensors(dict(teacher.named_parameters()))
-        stats = log.means() | {"consistency_weight": self.consistency_weight(round, epoch)}
+        stats = log.means() | {
+            "learning_rate": self.learning_rate(round),
+            "consistency_weight": self.consistency_weight(round, epoch),
+        }
         return ClientUpdate(
             copy_weights(net),
             len(self.indices),
@@ -199,11 +202,11 @@ class SelfTrainingLocalUpdate(LocalUpdate):
         target_matrix: RelationMatrix | None,
     ) -> ClientUpdate:
         """One round of local training from `weights`; `target_matrix` is not used."""
-        args, device = self.args, net_device(net)
+        device = net_device(net)
         log = StepLog("loss", "reliable_share")
         self.receive(net, weights, round, BATCHNORM_MOMENTUM)
         pseudo_labels = self.pseudo_label(net, device)
-        optimizer = self.build_optimizer(net, args.base_lr)
+        optimizer = self.build_optimizer(net, round)
 
         for _, batches in self.epochs(1, round, device, pseudo_labels):
             for batch in batches:
@@ -217,7 +220,7 @@ class SelfTrainingLocalUpdate(LocalUpdate):
                 log.add(batch, loss, confident.float().mean())
 
         self.optimizer_state = optimizer.state_dict()
-        stats = log.means()
+        stats = log.means() | {"learning_rate": self.learning_rate(round)}
         return ClientUpdate(
             copy_weights(net),
             len(self.indices),

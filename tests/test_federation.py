@@ -36,10 +36,10 @@ def numbers(clients) -> list[int]:
 
 def update(value: float, size: int, labeled: bool = True) -> ClientUpdate:
     matrix = RelationMatrix(torch.full((2, 2), 0.5).log(), torch.ones(2).bool())
-    stats = {"supervised_loss": value, "seconds": 1.0}
+    stats = {"supervised_loss": value, "seconds": 1.0, "learning_rate": 3e-4}
     if not labeled:
         names = ("consistency_loss", "relation_loss", "consistency_weight", "reliable_share")
-        stats = dict.fromkeys(names, value) | {"seconds": 3.0}
+        stats = dict.fromkeys(names, value) | {"seconds": 3.0, "learning_rate": 2e-4}
     return ClientUpdate(
         {"w": torch.full((3,), value)}, size, value, matrix if labeled else None, stats
     )
@@ -207,11 +207,12 @@ def test_mean_relation_stays_where_nobody_measures():
 
 def test_round_as_a_row():
     reports = [update(1.0, 5), update(3.0, 5), update(0.5, 5, labeled=False)]
-    row = round_row(7, reports, 1e-3)
+    row = round_row(7, reports)
     assert row == {
         "round": 7,
         "phase": "all",
-        "learning_rate": 1e-3,
+        "learning_rate_labeled": 3e-4,
+        "learning_rate_unlabeled": 2e-4,
         "loss": 1.5,
         "supervised_loss": 2.0,
         "consistency_loss": 0.5,
@@ -223,9 +224,9 @@ def test_round_as_a_row():
         "seconds_labeled": 1.0,
         "seconds_unlabeled": 3.0,
     }
-    only = round_row(0, reports[:2], 1e-3)
+    only = round_row(0, reports[:2])
     assert only["phase"] == "labeled" and only["relation_loss"] is None
-    assert round_row(0, reports[2:], 1e-3)["phase"] == "unlabeled"
+    assert round_row(0, reports[2:])["phase"] == "unlabeled"
 
 
 def test_matrices_of_a_round():

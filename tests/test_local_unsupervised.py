@@ -8,7 +8,11 @@ from scipy.stats import ks_2samp
 
 from confuse_matrix import RelationMeter, kd_loss
 from dataloaders.dataset import Batch
-from local_unsupervised import UnsupervisedLocalUpdate, update_ema_variables
+from local_unsupervised import (
+    SelfTrainingLocalUpdate,
+    UnsupervisedLocalUpdate,
+    update_ema_variables,
+)
 from tests.small_clients import (
     CLASSES,
     CPU,
@@ -461,6 +465,19 @@ def test_paper_updates_the_statistics_once_a_step(dataset, net, weights):
 def test_lambda_clocks(dataset, preset, round, epoch, expected):
     client = make_client(dataset, preset)
     assert client.consistency_weight(round, epoch) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("flags", "rate"),
+    [([], 2e-4), (["--unlabeled_lr", "7e-3"], 7e-3), (["--base_lr", "5e-4"], 5e-4)],
+)
+@pytest.mark.parametrize("trainer", [UnsupervisedLocalUpdate, SelfTrainingLocalUpdate])
+def test_learning_rate_reaches_adam(dataset, net, weights, trainer, flags, rate):
+    client = trainer(make_args("official", *flags), dataset, INDICES, client=3)
+    for round in (0, 1):  # the second with the moments, and what came with them, of the first
+        update = client.train(net, weights, round, None)
+        assert client.state_dict()["optimizer"]["param_groups"][0]["lr"] == rate
+        assert update.stats["learning_rate"] == rate
 
 
 def test_fed_consistency_measures_relations_but_does_not_match_them(dataset, net, weights):

@@ -77,6 +77,7 @@ TABLE = {
     "batch_size": (48, 48, 48),
     "labeled_lr_late": (0.0, 3e-4, 3e-4),
     "base_lr": (2e-4, 2e-4, 1e-3),
+    "unlabeled_lr": (0.0, 0.0, 0.0),
     "adam_beta1": (0.9, 0.9, 0.9),
     "adam_beta2": (0.99, 0.999, 0.999),
     "weight_decay": (5e-4, 5e-4, 5e-4),

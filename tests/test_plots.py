@@ -41,7 +41,7 @@ def make_run(folder: Path, seed: int = 1, rounds: int = 5, **flags: object) -> P
         {
             "round": numbers,
             "phase": np.where(numbers > 0, "all", "labeled"),
-            "learning_rate": 2e-4,
+            "learning_rate_labeled": 2e-4,
             "loss": draws.random(rounds),
             "supervised_loss": draws.random(rounds),
             "consistency_loss": unlabeled,

@@ -82,8 +82,13 @@ class LocalUpdate:
             self.args.seed, "client", self.client, "round", round, purpose, device=device
         )
 
-    def build_optimizer(self, net: DenseNet121, learning_rate: float) -> torch.optim.Adam:
+    def learning_rate(self, round: int) -> float:
+        """Adam's in that round: `unlabeled_lr`, or `base_lr` where that is 0."""
+        return self.args.unlabeled_lr or self.args.base_lr
+
+    def build_optimizer(self, net: DenseNet121, round: int) -> torch.optim.Adam:
         """Adam with this client's moments of the rounds before, as a copy."""
+        learning_rate = self.learning_rate(round)
         optimizer = torch.optim.Adam(
             net.parameters(),
             lr=learning_rate,

@@ -54,7 +54,12 @@ CURVES = (
         {"reliable_share": "reliable share", "consistency_weight": "ramp-up weight"},
         (-0.03, 1.03),
     ),
-    ("Learning rate", "learning rate", {"learning_rate": "base"}, (0, None)),
+    (
+        "Learning rate",
+        "learning rate",
+        {"learning_rate_labeled": "labelled", "learning_rate_unlabeled": "unlabelled"},
+        (0, None),
+    ),
     (
         "Time per client",
         "seconds",

@@ -13,10 +13,11 @@ from utils.metrics import classification_metrics
 UNLABELED_STATS = ("consistency_loss", "relation_loss", "consistency_weight", "reliable_share")
 
 
-def round_row(round: int, reports: Sequence[ClientUpdate], learning_rate: float) -> dict:
+def round_row(round: int, reports: Sequence[ClientUpdate]) -> dict:
     """A row of metrics.csv: losses as means over the clients that have them, None where no one has.
 
-    Seconds are the mean per client. A client is labelled where it reports a relation matrix.
+    Seconds and learning rates are the mean per client. A client is labelled where it reports a
+    relation matrix.
     """
     labeled = [report for report in reports if report.matrix is not None]
     unlabeled = [report for report in reports if report.matrix is None]
@@ -24,7 +25,8 @@ def round_row(round: int, reports: Sequence[ClientUpdate], learning_rate: float)
     return {
         "round": round,
         "phase": phases[bool(labeled), bool(unlabeled)],
-        "learning_rate": learning_rate,
+        "learning_rate_labeled": _mean(labeled, "learning_rate"),
+        "learning_rate_unlabeled": _mean(unlabeled, "learning_rate"),
         "loss": float(np.mean([report.loss for report in reports])),
         "supervised_loss": _mean(labeled, "supervised_loss"),
         **{name: _mean(unlabeled, name) for name in UNLABELED_STATS},

@@ -242,7 +242,7 @@ class Run:
         """Evaluate the averaged weights, log the round, save everything."""
         round = progress.next_round - 1
         self.bar.close()
-        row = round_row(round, reports, self.args.base_lr)
+        row = round_row(round, reports)
         row["clients_skipped"] = len(self.guard.skipped)
         self.log.record(log_lines.loss_line(row["loss"], round, self.args.base_lr))
         last = progress.next_round == self.args.rounds
