@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from tests.flower.conftest import ENVIRONMENT, FENCE, Result, assert_same, check, train_main
+from tests.small_clients import assert_identical
 
 
 def test_same_bits_numbers_and_lines_as_the_loop(loop, simulation):
@@ -21,22 +22,7 @@ def test_clients_remember_the_same(loop, simulation):
         name = f"client_{client}_000003.pth"
         mine = torch.load(simulation.result.folder / "clients" / name, weights_only=True)
         theirs = torch.load(loop.folder / "checkpoints" / "clients" / name, weights_only=True)
-        compare(mine["memory"], theirs["memory"])
-
-
-def compare(mine, theirs) -> None:
-    assert type(mine) is type(theirs)
-    if isinstance(mine, torch.Tensor):
-        assert torch.equal(mine, theirs)
-    elif isinstance(mine, dict):
-        assert mine.keys() == theirs.keys()
-        for key in mine:
-            compare(mine[key], theirs[key])
-    elif isinstance(mine, (list, tuple)):
-        for one, other in zip(mine, theirs, strict=True):
-            compare(one, other)
-    else:
-        assert mine == theirs
+        assert_identical(mine["memory"], theirs["memory"])
 
 
 def test_nothing_is_sent_beyond_this_machine(simulation):
