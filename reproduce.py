@@ -9,6 +9,7 @@ shared by the tables; finished ones are reused, interrupted ones go on, missing 
 """
 
 import argparse
+import heapq
 import json
 import os
 import shlex
@@ -16,26 +17,30 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
 
-from options import FREE_ON_RESUME, args_parser
+from dataloaders.embedded import name_embedded_data
+from options import DATA_FLAGS, FREE_ON_RESUME, args_parser, needs_embedded_data
 from utils.comparison import REPORTS, SettingRuns, write_item
 from utils.errors import UserError, run_command
 from utils.experiments import ITEMS, Setting
 from utils.flags import OneLineParser
+from utils.paper_numbers import PAPER
 from utils.run_folder import read_arguments, read_metrics
 
-# What decides where a run is stored, not what it computes.
-_PLACES = FREE_ON_RESUME | {"run_dir"}
+# What decides where a run is stored and how it is run, not what it computes. Data may have moved,
+# but nothing here has read both: other paths are other data.
+_PLACES = FREE_ON_RESUME - set(DATA_FLAGS) | {"run_dir"}
 _SET_HERE = frozenset(
     ["--method", "--num_users", "--num_labeled", "--num_unlabeled", "--seed", "--run_dir"]
-    + ["--resume", "--gpu", "--preset"]
+    + ["--labeled_ids", "--labeled_fraction", "--split", "--resume", "--gpu", "--preset"]
 )
+_TRAIN_MAIN = Path(__file__).with_name("train_main.py")
 _POLL_SECONDS = 0.1
 
 
@@ -71,8 +76,7 @@ class PlannedRun:
         kept = read_arguments(self.folder)
         wanted = _plain(vars(self.args))
         for flag, value in wanted.items():
-            # A flag that is None is filled in by the run itself (paths of generated data).
-            if flag not in _PLACES and value is not None and kept.get(flag) != value:
+            if flag not in _PLACES and kept.get(flag) != value:
                 raise UserError(
                     f"{self.folder}: was run with --{flag} {kept.get(flag)}, now {value} is "
                     "asked for; give another --runs folder or remove it"
@@ -85,12 +89,26 @@ class PlannedRun:
 
     def command(self, program: str, gpu: str | None, quiet: bool) -> list[str]:
         """The command line that starts the run or goes on with it."""
-        begun = self.state() == "interrupted"
-        words = ["--resume", str(self.folder), "--rounds", str(self.args.rounds)] if begun else []
-        words = words or [*self.flags, "--run_dir", str(self.folder)]
+        if self.state() == "interrupted":
+            free = FREE_ON_RESUME - {"rounds"}
+            words = ["--resume", str(self.folder), "--rounds", str(self.args.rounds)]
+            words += _only_flags(self.flags, {f"--{flag}" for flag in free})
+        else:
+            words = [*self.flags, "--run_dir", str(self.folder)]
         words += ["--gpu", gpu] if gpu else []
         words += ["--progress", "0"] if quiet else []
         return [sys.executable, *shlex.split(program), *words]
+
+
+def _only_flags(words: Sequence[str], wanted: Set[str]) -> list[str]:
+    """The flags among `words` that are `wanted`, each with its values."""
+    kept, keeping = [], False
+    for word in words:
+        if word.startswith("--"):
+            keeping = word.partition("=")[0] in wanted
+        if keeping:
+            kept.append(word)
+    return kept
 
 
 def main() -> int:
@@ -136,7 +154,16 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--runs", type=Path, default=Path("runs/reproduce"), help="folder of all runs and results"
     )
     parser.add_argument(
-        "--program", default="train_main.py", help="what trains a run (a cluster's launcher, say)"
+        "--program",
+        default=shlex.quote(str(_TRAIN_MAIN)),
+        help="Python program that trains a run, options of its own behind it",
+    )
+    parser.add_argument(
+        "--task",
+        choices=PAPER,
+        default=None,
+        help="whose published numbers stand beside ours; default: skin with preset paper-skin, "
+        "else ICH",
     )
     options, rest = parser.parse_known_args(argv)
     train_flags = [word for word in rest if word != "--"]
@@ -161,6 +188,8 @@ def make_plan(options: argparse.Namespace, train_flags: Sequence[str]) -> list[P
         for seed in options.seeds:
             flags = ["--preset", options.preset, *train_flags, *setting.flags(seed)]
             args = args_parser(flags)
+            if needs_embedded_data(args):
+                name_embedded_data(args)
             folder = options.runs / options.preset / f"{setting.name}-seed{seed}"
             key = json.dumps(_plain(vars(args)), sort_keys=True)
             folder = known.setdefault(key, folder)
@@ -197,8 +226,7 @@ def estimate(left: Sequence[PlannedRun], options: argparse.Namespace) -> str:
     costs["rest"] = (rows["seconds_round"] - busy).clip(lower=0).mean()
     if any(run.args.num_unlabeled for run in left) and pd.isna(costs["unlabeled"]):
         return "time: unknown, no unlabelled client of this preset has been measured yet"
-    seconds = sum(_run_seconds(run, costs) for run in left)
-    wall = timedelta(seconds=round(seconds / min(options.jobs, len(left))))
+    wall = timedelta(seconds=round(_queue_seconds(left, costs, options.jobs)))
     said = {
         kind: "not measured" if pd.isna(cost) else f"{cost:.2f} s" for kind, cost in costs.items()
     }
@@ -214,6 +242,14 @@ def _run_seconds(run: PlannedRun, costs: dict[str, float]) -> float:
     clients = {"labeled": run.args.num_labeled, "unlabeled": run.args.num_unlabeled}
     training = sum(count * costs[kind] for kind, count in clients.items() if count)
     return run.rounds_left() * (costs["rest"] + training)
+
+
+def _queue_seconds(left: Sequence[PlannedRun], costs: dict[str, float], jobs: int) -> float:
+    """Seconds until the last run ends where `jobs` workers take them in order."""
+    ends = [0.0] * jobs
+    for run in left:
+        heapq.heapreplace(ends, ends[0] + _run_seconds(run, costs))
+    return max(ends)
 
 
 def run_all(missing: Sequence[PlannedRun], options: argparse.Namespace) -> None:
@@ -245,7 +281,7 @@ def run_all(missing: Sequence[PlannedRun], options: argparse.Namespace) -> None:
     if failed:
         raise UserError(
             f"{len(failed)} run(s) failed, the first is {failed[0].folder}; "
-            "see its log.txt, then give the same command again to go on"
+            "its error stands above; give the same command again to go on"
         )
 
 
@@ -267,7 +303,7 @@ def report(plan: Sequence[PlannedRun], options: argparse.Namespace) -> None:
         SettingRuns(setting, {run.seed: run.folder for run in plan if run.setting == setting})
         for setting in item.settings
     ]
-    task = "skin" if options.preset == "paper-skin" else "ICH"
+    task = options.task or ("skin" if options.preset == "paper-skin" else "ICH")
     stem = options.runs / options.preset / "results" / options.item
     text, written = write_item(item, groups, options.report, task, options.preset, stem)
     print("\n" + text)

@@ -19,16 +19,22 @@ def place_embedded_data(args: Namespace, say: Callable[[str], None]) -> None:
 
     The images depend on those flags alone, not on the run's seed: runs stay comparable.
     """
-    described = {name: value for name, value in vars(args).items() if name.startswith("phantom_")}
-    described["image_size"] = args.image_size
-    digest = hashlib.blake2b(repr(sorted(described.items())).encode(), digest_size=4).hexdigest()
-    folder = Path("data") / f"phantom-{args.phantom_patients}x{args.phantom_slices}-{digest}"
+    name_embedded_data(args)
+    folder = args.root_path.parent
     last_written = folder / SPLIT_FILES[-1]
     if not last_written.exists():
         with waiting_lock(folder / ".lock"):  # of runs that start side by side one makes the images
             if not last_written.exists():
                 say(f"generating head CT of {args.phantom_patients} synthetic patients in {folder}")
                 _generate(args, folder)
+
+
+def name_embedded_data(args: Namespace) -> None:
+    """Put the paths of the data set that the phantom_* flags describe into `args`."""
+    described = {name: value for name, value in vars(args).items() if name.startswith("phantom_")}
+    described["image_size"] = args.image_size
+    digest = hashlib.blake2b(repr(sorted(described.items())).encode(), digest_size=4).hexdigest()
+    folder = Path("data") / f"phantom-{args.phantom_patients}x{args.phantom_slices}-{digest}"
     args.root_path = folder / "images"
     args.csv_file_train, args.csv_file_val, args.csv_file_test = (
         folder / name for name in SPLIT_FILES

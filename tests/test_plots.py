@@ -25,7 +25,13 @@ from utils.comparison_plots import (
 from utils.errors import UserError
 from utils.figures import matrix_triple
 from utils.plots import compare_runs, draw_curves, draw_relation, rebuild_figures
-from utils.run_folder import last_value, read_matrices, read_metrics
+from utils.run_folder import (
+    last_value,
+    read_arguments,
+    read_environment,
+    read_matrices,
+    read_metrics,
+)
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ["epidural", "subdural", 'any, "other"']
@@ -141,7 +147,7 @@ def test_matrices_are_read_back_exactly(tmp_path):
     rows = [f"3,labeled_mean,{r},{c},{values[r, c]!r}" for r in range(2) for c in range(2)]
     rows = [row.replace("np.float64(", "").replace(")", "") for row in rows]
     path = tmp_path / "matrices.csv"
-    path.write_text("\n".join(["round,source,row,column,value", *rows, "4,labeled_mean,0,0,"]))
+    path.write_text("\n".join(["round,source,row,column,value", *rows, "4,labeled_mean,0,0,", ""]))
     rounds, class_names = read_matrices(path)
     assert class_names == ["0", "1"]
     np.testing.assert_array_equal(rounds[3]["labeled_mean"], values)
@@ -258,6 +264,49 @@ def test_a_group_too_long_to_tell_has_its_first_runs_name(tmp_path, drawn):
     compare_runs(runs, tmp_path / "out")
     legend = drawn["curves.png"].axes[0].get_legend().get_texts()
     assert [text.get_text() for text in legend] == ["a1 (n = 2)", "b (n = 1)"]
+
+
+def test_settings_whose_first_runs_have_one_name_stay_apart(tmp_path, drawn):
+    long = {f"flag_number_{index}": "a value" for index in range(9)}
+    runs = [make_run(tmp_path / "bench" / "a", seed=1, **long)]
+    runs.append(make_run(tmp_path / "paper" / "a", seed=2, **dict.fromkeys(long, "another value")))
+    compare_runs(runs, tmp_path / "out")
+    legend = drawn["curves.png"].axes[0].get_legend().get_texts()
+    assert [text.get_text() for text in legend] == [
+        "a (n = 1)",
+        f"a ({tmp_path / 'paper'}) (n = 1)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("round,test_f1\n0,0.5\n1,0", "its last line is cut off"),
+        ("round,test_f1\n,0.5\n", "a round that is no whole number"),
+        ("round,test_f1\n2.5,0.5\n", "a round that is no whole number"),
+    ],
+)
+def test_damaged_metrics_are_refused(tmp_path, content, fault):
+    (tmp_path / "metrics.csv").write_text(content)
+    with pytest.raises(UserError, match=fault):
+        read_metrics(tmp_path / "metrics.csv")
+
+
+@pytest.mark.parametrize(("content", "fault"), [("[]", "no names with values"), ("{", "not JSON")])
+@pytest.mark.parametrize(
+    ("name", "read"), [("args.json", read_arguments), ("env.json", read_environment)]
+)
+def test_damaged_descriptions_are_refused(tmp_path, name, read, content, fault):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=f"{name}: .*{fault}"):
+        read(tmp_path)
+
+
+def test_classes_may_be_called_none(tmp_path):
+    rows = [f"0,labeled_mean,{r},{c},0.5" for r in ("None", "NA") for c in ("None", "NA")]
+    path = tmp_path / "matrices.csv"
+    path.write_text("\n".join(["round,source,row,column,value", *rows, ""]))
+    assert read_matrices(path)[1] == ["None", "NA"]
 
 
 def run_plots(*words: object) -> subprocess.CompletedProcess:

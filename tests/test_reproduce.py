@@ -16,7 +16,7 @@ from utils import figures
 from utils.comparison import nearest_rounds, reported_row
 from utils.errors import UserError
 from utils.experiments import ITEMS, METHOD_TITLES
-from utils.paper_numbers import PAPER, gap_closed
+from utils.paper_numbers import PAPER, SLIDES, gap_closed
 from utils.run_folder import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -149,11 +149,11 @@ def test_finished_runs_are_reused_interrupted_go_on_missing_are_run(place, no_re
     assert first.split()[-2:] == ["--run_dir", str(finished)]
     cut = place.runs / "demo" / "fed_consistency-2-8-seed1" / "metrics.csv"
     cut.write_text("".join(cut.read_text().splitlines(True)[:3]))
-    out = place.run("fig2a", "--seeds", "1", "2")
+    out = place.run("fig2a", "--seeds", "1", "2", "--cache", "ram")
     assert "interrupted after 2 of 4 rounds" in out and "1 of 4 runs finished, 3 to do" in out
     assert place.calls()[2:] == [
         place.calls()[2],
-        f"--resume {cut.parent} --rounds 4",
+        f"--resume {cut.parent} --rounds 4 --cache ram",
         place.calls()[4],
     ]
     assert [call.split("--run_dir ")[-1][-5:] for call in place.calls()[2::2]] == ["seed2", "seed2"]
@@ -171,13 +171,27 @@ def test_other_flags_in_a_run_folder_are_refused_not_reused(place, no_report):
     assert "0 to do" in place.run("fig2a", "--seeds", "1", "--gpu", "cpu", "--dry_run")
 
 
+def test_other_data_and_flags_given_then_and_not_now_are_other_runs(place, no_report):
+    named = ["--root_path", "a", "--csv_file_train", "a/train.csv", "--csv_file_test", "a/test.csv"]
+    place.run("fig2a", "--seeds", "1", *named)
+    assert "0 to do" in place.run("fig2a", "--seeds", "1", "--dry_run", *named)
+    with pytest.raises(UserError, match=r"--csv_file_test a/test.csv, now b/test.csv is asked for"):
+        place.run("fig2a", "--seeds", "1", *named[:-1], "b/test.csv")
+    with pytest.raises(UserError, match="was run with --root_path a, now data/phantom-.* is asked"):
+        place.run("fig2a", "--seeds", "1")
+    place.run("fig2c", "--seeds", "7", "--phantom_proportions", *"12345")
+    with pytest.raises(UserError, match="was run with --root_path data/phantom-.*, now data/ph"):
+        place.run("fig2c", "--seeds", "7")
+
+
 def test_dry_run_runs_nothing_and_estimates_from_measured_rounds(place, no_report):
     assert "time: unknown" in place.run("table1", "--dry_run")
     assert place.calls() == []
     place.run("fig2a", "--seeds", "1")
     out = place.run("table1", "--dry_run", "--seeds", "1", "--jobs", "2")
-    # Left: FedAvg 10/0, 2/0 and Fed-SelfTraining: 4 x (21 + 5 + 45) = 284 s, two at a time.
-    assert "at most about 0:02:22 with --jobs 2, from 8 measured rounds of 2 run(s)" in out
+    # Left: FedAvg 10/0, 2/0 and Fed-SelfTraining: 4 rounds of 21, 5 and 45 s. The worker that is
+    # through with 2/0 takes the last: 20 + 180 s, while the other needs 84.
+    assert "at most about 0:03:20 with --jobs 2, from 8 measured rounds of 2 run(s)" in out
     assert "labelled client 2.00 s, unlabelled client 5.00 s, rest of a round 1.00 s" in out
     assert len(place.calls()) == 2
 
@@ -286,13 +300,38 @@ def test_published_numbers_agree_with_the_papers_own_claims():
         keys = ("fedavg", 2, 0), ("fedirm", 2, 8), ("fedavg", 10, 0)
         share = gap_closed(*(PAPER[task][key]["test_auroc"][0] for key in keys))
         assert math.isclose(share, expected, abs_tol=0.005)
-    assert PAPER["ICH"]["fed_consistency", 2, 8]["test_f1"] == (57.61, 1.08)
-    assert PAPER["skin"]["fedavg", 2, 0]["test_sensitivity"] == (65.53, 1.76)
+
+
+def test_published_numbers_are_those_of_the_readme():
+    """Two places where they were typed, one from the other's source."""
+    methods = {title: method for method, title in METHOD_TITLES.items()}
+    metrics = ("test_auroc", "test_sensitivity", "test_specificity", "test_accuracy", "test_f1")
+    found = {"paper": 0, "slides": 0}
+    for line in (ROOT / "README.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) != 9 or cells[-1] not in found:
+            continue
+        data, title, clients, *numbers, whose = cells
+        values = [
+            tuple(map(float, number.split(" ")[0].split("±"))) for number in numbers if number
+        ]
+        present = [name for name, number in zip(metrics, numbers, strict=True) if number]
+        row = dict(zip(present, values, strict=True))
+        if whose == "paper":
+            labeled, unlabeled = map(int, clients.split("/"))
+            assert PAPER[data][methods[title], labeled, unlabeled] == row
+        else:
+            slides = SLIDES[title.removeprefix("slides' ").removesuffix(" distance")]
+            assert {name: numbers[:1] for name, numbers in slides.items()} == row
+        found[whose] += 1
+    assert found == {"paper": 10, "slides": 3}
 
 
 def test_flags_set_by_the_item_and_unknown_ones_are_refused(place):
     with pytest.raises(UserError, match="--seed: set by fig2a itself"):
         place.run("fig2a", "--seed", "3")
+    with pytest.raises(UserError, match="--labeled_ids: set by fig2a itself"):
+        place.run("fig2a", "--labeled_ids", "0", "1")
     with pytest.raises(UserError, match="--mc_pases"):
         place.run("fig2a", "--mc_pases", "3")
     with pytest.raises(UserError, match="--seeds: the same seed twice"):

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from options import FREE_ON_RESUME
 from utils.errors import UserError
 from utils.log_lines import (
     CLIENT_RULE,
     NOTE_MARK,
+    SIDE_BY_SIDE,
     begin_round_lines,
     client_line,
     evaluation_line,
@@ -20,8 +22,9 @@ from utils.log_lines import (
     namespace_line,
     training_size_line,
 )
-from utils.log_reader import parse_log
+from utils.log_reader import RESUMPTION_FLAGS, parse_log
 from utils.namespace_text import parse_namespace
+from utils.table_files import to_latex
 from utils.tables import groups_table, mean_and_spread, read_logs
 
 SAMPLE = """Begin: com_round = 94
@@ -207,6 +210,49 @@ def test_clock_set_back_counts_nothing_and_says_so():
     assert run.notes == ["the clock was set back: the wall time is a lower bound"]
 
 
+def test_clients_side_by_side_have_no_seconds_of_their_own():
+    note = f"{NOTE_MARK}{SIDE_BY_SIDE}: 2 devices\n"
+    text = write_run().replace(NOTE_MARK + "clients: by site\n", note, 1)
+    assert only(parse_log(write_run())).rounds[0].client_seconds
+    run = only(parse_log(text))
+    assert all(not entry.client_seconds for entry in run.rounds.values())
+    assert run.wall_seconds == 255
+
+
+def test_a_cut_off_beginning_costs_no_finished_round():
+    text = write_run(rounds=range(13))
+    for end in ("Begin: com_round = 1Killed\n", "Begin: com_round = 1\n"):
+        run = parse_log(text + end + write_run(seed=2))[0]
+        assert (len(run.finished_rounds()), run.notes) == (13, [])
+
+
+def test_metrics_of_a_round_without_a_number_belong_to_none():
+    text = write_run(rounds=range(2))
+    begin, loss = text.rindex("Begin"), text.rindex("[", 0, text.rindex("Loss Avg"))
+    damaged = text[:begin] + text[begin:loss].partition("\n")[2] + text[text.rindex("TEST") :]
+    run = only(parse_log(damaged))
+    assert run.rounds[0].metrics["test_auroc"] == 0.6
+    assert run.lines_not_understood == 1
+
+
+def test_metrics_behind_other_words_are_not_the_rounds():
+    text = write_run(rounds=range(2)) + "best round 7: " + evaluation_line(0.99, 0.99, 0.99) + "\n"
+    run = only(parse_log(text))
+    assert run.rounds[1].metrics["test_auroc"] == 0.61
+    assert run.lines_not_understood == 1
+
+
+def test_a_round_taken_again_leaves_the_clients_of_the_old_one_out():
+    text = "Namespace(num_users=4)\n" + SAMPLE.replace("94", "3").replace(
+        "Supervised Client: 0", ""
+    )
+    labeled = SAMPLE[: SAMPLE.index("[14:04:47")].replace("94", "5")
+    labeled += "[14:08:55.883] Loss Avg: 0.1, Common Round: 5, LR: 0.001\n"
+    again = "Begin: com_round = 5\n\n[15:00:00.000] Semi-Supervised Client: 2\n"
+    run = only(parse_log(text + labeled + again))
+    assert run.rounds[5].loss is None and run.rounds[5].unlabeled_clients == [2]
+
+
 def test_lines_from_before_the_first_line_are_part_of_the_run():
     text = "[10:00:09.000] Namespace(seed=1)\n[10:00:01.000] decoding images\n"
     run = only(parse_log(text + "[10:00:12.000] Begin: com_round = 0\n"))
@@ -227,6 +273,17 @@ def test_a_resumed_run_is_one_run_and_its_later_rounds_count():
     assert run.wall_seconds == 255 + 170
     assert run.notes == ["started again", "goes on from round 2: 1 earlier round(s) replaced"]
     assert run.arguments["resume"] is None
+
+
+def test_a_run_that_went_on_elsewhere_and_longer_is_one_run():
+    before = write_run(rounds=range(2), root_path="a", on_bad_client="stop")
+    after = write_run(rounds=range(2, 5), start=80000.0, root_path="b", on_bad_client="skip")
+    run = only(parse_log(before + after.replace("rounds=3", "rounds=5")))
+    assert len(run.finished_rounds()) == run.arguments["rounds"] == 5
+
+
+def test_every_flag_that_may_change_on_resume_is_known():
+    assert FREE_ON_RESUME <= RESUMPTION_FLAGS
 
 
 def test_a_run_repeated_from_its_first_round_is_another_run():
@@ -305,6 +362,36 @@ def test_groups_collapse_seeds_and_name_what_differs(tmp_path):
     # The last round has 0.62 + 0.02 and 0.64 + 0.02: mean 0.65, sample sd 0.02 / sqrt(2).
     assert rows[0]["AUROC"] == "0.6500 ± 0.0141"
     assert (rows[2]["AUROC"], rows[2]["sensitivity"], notes) == ("0.5200", "NA", [])
+
+
+def test_seeds_that_came_less_far_are_left_out_and_named(tmp_path):
+    rows, notes = groups_of(tmp_path, write_run(1), write_run(2, rounds=range(2), auroc=0.9))
+    assert (rows[0]["runs"], rows[0]["rounds done"], rows[0]["AUROC"]) == ("1", "3", "0.6200")
+    assert notes == [f"{tmp_path}/1.txt: not in the means, 2 of 3 rounds done"]
+
+
+def test_weights_to_start_from_are_a_difference_and_a_folder_to_go_on_in_is_none(tmp_path):
+    started = [write_run(seed, resume=f"{seed}/epoch_9.pth") for seed in (1, 2)]
+    rows, _ = groups_of(tmp_path, write_run(1, resume=None), write_run(2, resume="a"), *started)
+    assert [row["arguments that differ"] for row in rows[::2]] == [
+        "resume=-",
+        "resume=1/epoch_9.pth",
+        "resume=2/epoch_9.pth",
+    ]
+    assert [row["runs"] for row in rows[::2]] == ["2", "1", "1"]
+
+
+def test_latex_cells_are_escaped():
+    row = to_latex(["a"], [["1_2%{x}\\y^~±#$&"]]).splitlines()[4]
+    assert row == r"1\_2\%\{x\}\textbackslash{}y\^{}\~{}$\pm$\#\$\& \\"
+
+
+def test_out_that_names_a_folder_is_refused_before_anything_is_printed(tmp_path):
+    (tmp_path / "a.txt").write_text(write_run())
+    for out in (".", tmp_path):
+        done = run_tables(tmp_path / "a.txt", "--out", out)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout
+        assert f"--out {out}: a folder" in done.stderr
 
 
 def test_a_seed_that_ran_twice_counts_once(tmp_path):

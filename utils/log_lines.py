@@ -9,6 +9,7 @@ import argparse
 import re
 
 CLIENT_RULE = "--"
+SIDE_BY_SIDE = "clients train side by side"  # a note's beginning: their lines' times overlap
 NOTE_MARK = "# "  # before every line that is none of the records below
 METRIC_WORDS = {
     "AUROC": "auroc",

@@ -6,17 +6,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.log_lines import RECORD, STAMP, metrics_of
+from utils.log_lines import NOTE_MARK, RECORD, SIDE_BY_SIDE, STAMP, metrics_of
 from utils.namespace_text import parse_namespace
 
-# Flags that may differ between the start of a run and its resumption, in old and new programs.
+# Flags that may differ between the start of a run and its resumption, in old and new programs: a
+# superset of options.FREE_ON_RESUME, which is not imported because torch would come with it.
 RESUMPTION_FLAGS = frozenset(
-    {"resume", "rounds", "start_epoch", "global_step", "gpu", "run_dir", "progress"}
-    | {"cache", "cache_dir", "save_every", "figure_every"}
+    {"resume", "rounds", "start_epoch", "global_step", "gpu", "run_dir", "progress", "dry_run"}
+    | {"cache", "cache_dir", "compile", "client_state", "on_bad_client"}
+    | {"save_every", "figure_every", "client_cpus", "client_gpus", "min_clients", "client_timeout"}
+    | {"root_path", "csv_file_train", "csv_file_val", "csv_file_test", "medmnist"}
 )
 
 # A number that stands right before one of these may have lost its last digits.
 _CUT = re.compile(rf"(?:{STAMP} ?)?Namespace\(|\Z")
+# What may follow the number of a round that begins: anything else is what cut it off.
+_BEGUN = re.compile(rf"\s*\n|\s*(?:{RECORD.pattern})", re.MULTILINE)
 _FIRST_LINE = re.compile(r" ?Namespace\(")
 _DAY = 24 * 3600.0
 # Seconds by which lines of several threads may stand in the wrong order.
@@ -28,7 +33,8 @@ class RoundLog:
     """What the log says about one round; None or absent where it does not say.
 
     `metrics` maps test_auroc, val_f1, ... to fractions. `client_seconds` maps a client to the
-    seconds from its line to the next, only where no client's line is missing in between.
+    seconds from its line to the next, only where no client's line is missing in between and
+    clients train one after the other.
     """
 
     number: int | None = None
@@ -110,12 +116,12 @@ class _LogReader:
         position = 0
         while record := RECORD.search(self.text, position):
             self._strange(position, record.start())
-            position = record.end()
+            before, position = position, record.end()
             if record["stamp"]:
                 self._tick(record)
             elif record["namespace"]:
                 position = self._namespace(record.start())
-            elif not self._take(record):
+            elif not self._take(record, self.text[before : record.start()]):
                 self._strange(record.start(), record.end())
         self._strange(position, len(self.text))
         self._finish_run()
@@ -125,6 +131,7 @@ class _LogReader:
 
     def _new_run(self, run: RunLog) -> None:
         self.run = run
+        self.side_by_side = False
         self.open_round: RoundLog | None = None
         self.closed_round: RoundLog | None = None
         self.clock: float | None = None
@@ -135,8 +142,12 @@ class _LogReader:
     def _finish_run(self) -> None:
         """Keep the run, and the seconds of the client before each loss line if it was the last."""
         for entry, client, seconds in self.before_loss:
-            if client == _last_client(self.run, client in entry.labeled_clients):
+            kept = self.run.rounds.get(entry.number) is entry
+            if kept and client == _last_client(self.run, client in entry.labeled_clients):
                 entry.client_seconds[client] = seconds
+        if self.side_by_side:
+            for entry in self.run.rounds.values():
+                entry.client_seconds.clear()
         if self.run.arguments or self.run.rounds:
             self.runs.append(self.run)
         else:
@@ -157,7 +168,7 @@ class _LogReader:
         if self.clock is not None and not _FIRST_LINE.match(self.text, record.end()):
             step = (now - self.clock) % _DAY
             if step > _DAY / 2:
-                if self.run.rounds and _DAY - step > _JITTER:
+                if (self.run.rounds or self.open_round) and _DAY - step > _JITTER:
                     self.run.notes.append("the clock was set back: the wall time is a lower bound")
                 step, self.client = 0.0, None
             self.run.wall_seconds = (self.run.wall_seconds or 0.0) + step
@@ -178,39 +189,54 @@ class _LogReader:
             self.run.lines_not_understood += 1
         return end
 
-    def _take(self, record: re.Match) -> bool:
-        """Enter a record into the run; False if its numbers cannot be trusted or placed."""
+    def _take(self, record: re.Match, between: str) -> bool:
+        """Enter a record into the run; False if its numbers cannot be trusted or placed.
+
+        `between` is what stands between the record before and this one.
+        """
         if record["metrics"]:
-            return self._metrics(record)
-        if record["rule"] or record["note"]:
+            # Other words in front of them on their line may say whose numbers they are.
+            return not between.rpartition("\n")[2].strip() and self._metrics(record)
+        if record["rule"]:
+            return True
+        if record["note"]:
+            self.side_by_side |= record["note"].startswith(NOTE_MARK + SIDE_BY_SIDE)
             return True
         if _CUT.match(self.text, record.end()):
             return False
         if record["size"]:
             self.run.training_size = int(record["size"])
         elif record["begin"]:
-            self._begin(int(record["begin"]))
+            if not _BEGUN.match(self.text, record.end()):
+                return False
+            self._start_over_at(int(record["begin"]))
+            self._open(RoundLog(int(record["begin"])))
         elif record["client"]:
             self._client(int(record["id"]), record["kind"] == "Supervised", record.start())
         else:
             self._loss(int(record["round"]), float(record["value"]), float(record["rate"]))
         return True
 
-    def _make_room(self, number: int) -> None:
-        """Before a round that is not the next one: the run taken up again, or another run."""
+    def _start_over_at(self, number: int) -> None:
+        """A round that is not later than the run's first is another run's."""
         if self.run.rounds and number <= min(self.run.rounds):
             self._finish_run()
             self._new_run(RunLog(self.source, notes=["first line missing: arguments unknown"]))
-        _drop_from(self.run, number)
 
-    def _begin(self, number: int) -> None:
-        self._make_room(number)
-        self.open_round = self.run.rounds[number] = RoundLog(number)
-        self.client = None
+    def _open(self, entry: RoundLog) -> None:
+        """A round whose clients come next; it becomes part of the run with the first of them."""
+        self.open_round, self.client = entry, None
+
+    def _enter_open_round(self) -> None:
+        entry = self.open_round
+        if entry.number is not None and self.run.rounds.get(entry.number) is not entry:
+            _drop_from(self.run, entry.number)
+            self.run.rounds[entry.number] = entry
 
     def _client(self, client: int, labeled: bool, start: int) -> None:
         if self.open_round is None:
-            self.open_round = RoundLog()
+            self._open(RoundLog())
+        self._enter_open_round()
         if self.client and self._is_stamped(start) and client == self.client[0] + 1:
             self.open_round.client_seconds[self.client[0]] = self._seconds_of_client()
         clients = self.open_round.labeled_clients if labeled else self.open_round.unlabeled_clients
@@ -225,8 +251,9 @@ class _LogReader:
         entry = self.open_round
         if entry is None or entry.number not in (None, number):
             entry = RoundLog()
-        if entry.number is None:
-            self._make_room(number)
+        if self.run.rounds.get(number) is not entry:
+            self._start_over_at(number)
+            _drop_from(self.run, number)
         entry.number, entry.loss, entry.learning_rate = number, loss, learning_rate
         self.run.rounds[number] = entry
         if self.client and entry is self.open_round:
@@ -234,10 +261,11 @@ class _LogReader:
         self.open_round, self.closed_round, self.client = None, entry, None
 
     def _metrics(self, record: re.Match) -> bool:
-        entry = self.open_round if self.open_round and self.open_round.number is not None else None
-        entry = entry or self.closed_round
-        if entry is None:
-            return False
+        entry = self.open_round or self.closed_round
+        if entry is None or entry.number is None:
+            return False  # a round whose first line is missing and whose loss has not come
+        if entry is self.open_round:
+            self._enter_open_round()
         entry.metrics |= metrics_of(record)
         return True
 
@@ -254,7 +282,7 @@ def _last_client(run: RunLog, labeled: bool) -> int:
     if not labeled and isinstance(num_users, int):
         return num_users - 1
     lists = (r.labeled_clients if labeled else r.unlabeled_clients for r in run.rounds.values())
-    return max(client for clients in lists for client in clients)
+    return max((client for clients in lists for client in clients), default=-1)
 
 
 def _drop_from(run: RunLog, number: int) -> None:
@@ -291,6 +319,8 @@ def _append(earlier: RunLog, later: RunLog) -> None:
     if later.rounds:
         _drop_from(earlier, min(later.rounds))
     earlier.rounds |= later.rounds
+    if "rounds" in later.arguments:
+        earlier.arguments["rounds"] = later.arguments["rounds"]
     earlier.training_size = later.training_size or earlier.training_size
     walls = [run.wall_seconds for run in (earlier, later) if run.wall_seconds is not None]
     earlier.wall_seconds = sum(walls) if walls else None

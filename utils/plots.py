@@ -160,10 +160,11 @@ def compare_runs(run_dirs: Sequence[Path], out_dir: Path) -> list[Path]:
     groups: dict[str, list[pd.DataFrame]] = {}
     for run_dir, flags in zip(run_dirs, arguments, strict=True):
         setting = setting_text(flags, names)
-        # Where too much differs to be told in a legend, the name of a setting's first run.
-        name = setting if len(setting) <= LONGEST_LABEL else run_dir.name
-        label = labels.setdefault(setting, name)
-        groups.setdefault(label, []).append(read_metrics(run_dir / "metrics.csv"))
+        if setting not in labels:
+            # Where too much differs to be told in a legend, the name of a setting's first run.
+            name = setting if len(setting) <= LONGEST_LABEL else run_dir.name
+            labels[setting] = f"{name} ({run_dir.parent})" if name in groups else name
+        groups.setdefault(labels[setting], []).append(read_metrics(run_dir / "metrics.csv"))
     curves, bars = out_dir / "curves.png", out_dir / "bars.png"
     panels = [CurvePanel("", column, label, groups) for column, label in COMPARED.items()]
     draw_spread_curves(panels, curves)

@@ -142,6 +142,8 @@ class Run:
             log_lines.training_size_line(data.num_training),
         )
         self.log.open(self.folder / "log.txt", first_lines)
+        if len(devices) > 1 or self.args.engine != "loop":
+            self.say(f"{log_lines.SIDE_BY_SIDE}: the times of their lines say nothing of one alone")
         if self.history:
             # A kill may have fallen between the state of a round and the tables made from it.
             self._write_tables(data.class_names)

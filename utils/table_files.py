@@ -51,7 +51,8 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 
 _LATEX_ESCAPES = str.maketrans(
-    {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "±": r"$\pm$", "~": r"\~{}"}
+    {character: "\\" + character for character in "&%_#${}"}
+    | {"±": r"$\pm$", "~": r"\~{}", "^": r"\^{}", "\\": r"\textbackslash{}"}
 )
 
 

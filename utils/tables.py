@@ -98,14 +98,24 @@ def differing_arguments(listed: Iterable[Mapping[str, object]]) -> list[str]:
     An argument that a list lacks differs. Seed, folder and device do not count: they tell copies
     of one experiment apart.
     """
-    listed = [arguments for arguments in listed if arguments]
+    listed = [_telling(arguments) for arguments in listed if arguments]
     names = dict.fromkeys(name for arguments in listed for name in arguments)
     values = {name: {repr(given.get(name, ABSENT)) for given in listed} for name in names}
-    return [name for name in names if name not in COPY_FLAGS and len(values[name]) > 1]
+    return [name for name in names if len(values[name]) > 1]
+
+
+def _telling(arguments: Mapping[str, object]) -> dict[str, object]:
+    """The arguments without those of a copy; `resume` stays where a run starts from weights."""
+    return {
+        name: value
+        for name, value in arguments.items()
+        if name not in COPY_FLAGS or (name == "resume" and str(value).endswith(".pth"))
+    }
 
 
 def setting_text(arguments: Mapping[str, object], names: Sequence[str]) -> str:
     """The named arguments as `name=value, ...`."""
+    arguments = _telling(arguments)
     return ", ".join(f"{name}={arguments.get(name, ABSENT)}" for name in names) or "the same"
 
 
@@ -137,7 +147,7 @@ def runs_table(runs: Sequence[NamedRun]) -> Table:
             named.name,
             _setting(named, names),
             _argument(named.run, "seed"),
-            str(len(named.run.finished_rounds())),
+            str(_rounds_done(named)),
             _argument(named.run, "rounds"),
             *_client_cells(named.run),
             _duration(named.run.wall_seconds),
@@ -202,7 +212,8 @@ def groups_table(runs: Sequence[NamedRun]) -> tuple[Table, list[str]]:
     """Mean ± sd over the runs of one setting, and notes on the runs that were left out.
 
     Of several runs with the same arguments and seed the one with the most finished rounds
-    counts (the later of equals): a repetition is not another sample.
+    counts (the later of equals): a repetition is not another sample. Of different seeds those with
+    the most finished rounds count: a mean over different rounds is of nothing.
     """
     names = differing_arguments(named.run.arguments for named in runs)
     header = ["arguments that differ", "which", "runs", "rounds done", *METRICS.values()]
@@ -211,15 +222,24 @@ def groups_table(runs: Sequence[NamedRun]) -> tuple[Table, list[str]]:
         groups.setdefault(_setting(named, names), []).append(named)
     rows, notes = [], []
     for setting, members in groups.items():
-        counted = _one_per_seed(members)
-        left_out = [named.name for named in members if named not in counted]
+        seeds = _one_per_seed(members)
+        left_out = [named.name for named in members if named not in seeds]
         notes += [f"{name}: not in the means, its seed was run again" for name in left_out]
-        done = sorted({len(named.run.finished_rounds()) for named in counted})
-        rounds = str(done[0]) if len(done) == 1 else f"{done[0]} to {done[-1]}"
+        longest = max(_rounds_done(named) for named in seeds)
+        counted = [named for named in seeds if _rounds_done(named) == longest]
+        notes += [
+            f"{named.name}: not in the means, {_rounds_done(named)} of {longest} rounds done"
+            for named in seeds
+            if named not in counted
+        ]
         for choice in CHOICES:
             scores = _mean_cells([named.chosen_round(choice) for named in counted])
-            rows.append([setting, choice, str(len(counted)), rounds, *scores])
+            rows.append([setting, choice, str(len(counted)), str(longest), *scores])
     return Table("Mean ± standard deviation over seeds", header, rows), notes
+
+
+def _rounds_done(named: NamedRun) -> int:
+    return len(named.run.finished_rounds())
 
 
 def _one_per_seed(members: Sequence[NamedRun]) -> list[NamedRun]:
@@ -227,7 +247,7 @@ def _one_per_seed(members: Sequence[NamedRun]) -> list[NamedRun]:
     for named in members:
         seed = named.run.arguments.get("seed", named.name)
         rival = kept.get(seed)
-        if rival and len(rival.run.finished_rounds()) > len(named.run.finished_rounds()):
+        if rival and _rounds_done(rival) > _rounds_done(named):
             continue
         kept[seed] = named
     return list(kept.values())
@@ -244,6 +264,8 @@ def main() -> None:
     parser.add_argument("logs", nargs="+", type=Path, metavar="LOG", help="log.txt or run folder")
     parser.add_argument("--out", type=Path, metavar="STEM", help="also write STEM_runs.csv, ...")
     options = parser.parse_args()
+    if options.out and (not options.out.name or options.out.is_dir()):
+        raise UserError(f"--out {options.out}: a folder; give the beginning of a file name in it")
     runs = read_logs(options.logs)
     groups, notes = groups_table(runs)
     tables = {"runs": runs_table(runs), "rounds": rounds_table(runs), "groups": groups}
