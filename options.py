@@ -77,7 +77,9 @@ PRESETS: dict[str, dict] = {
     "paper-skin": PAPER,
     "demo": EMBEDDED
     | {
-        "rounds": 26,
+        "labeled_lr_late": 2e-4,
+        "unlabeled_lr": 2e-4,
+        "rounds": 24,
         "join_epoch": 15,
         "consistency_rampup": 22,
         "phantom_difficulty": 0.3,
