@@ -123,7 +123,7 @@ def draw_relation(
     that is missing or None is drawn as an empty panel, a NaN cell as a dash. The three panels
     share one colour scale.
     """
-    figure = Figure(figsize=(11, 3.9), layout="constrained")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
     row = figure.subplots(1, 3, sharey=True)
     panels = matrix_triple(matrices)
     colors = matrix_colors(panels)
@@ -131,7 +131,7 @@ def draw_relation(
         axes.set_title(title)
         draw_matrix(axes, panel, class_names, colors, 9.0 if len(class_names) <= 7 else 6.0)
     row[0].set_ylabel("class of the samples")
-    row[1].set_xlabel("class of the output")
+    figure.supxlabel("class of the output", fontsize="medium")
     figure.colorbar(colors, ax=list(row), label="probability", shrink=0.75)
     save_figure(figure, out_png)
 
