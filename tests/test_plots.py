@@ -207,6 +207,20 @@ def test_bars_have_our_means_and_the_published_points(drawn):
     assert texts(axes) == ["80.0 ± 1.5", "NA"]
     points = [line for line in axes.lines if line.get_label() == "paper"]
     assert list(points[0].get_xdata()) == [75.0]
+    assert bar_labels(axes) == ["ours, mean ± sd over seeds"]
+
+
+def test_bars_of_one_seed_have_no_error_bar_and_do_not_speak_of_seeds(drawn):
+    draw_bars({"AUROC": {"x": Spread(80.0, np.nan, 1)}}, {}, "paper", "b.png")
+    (axes,) = drawn["b.png"].axes
+    (bars,) = axes.collections
+    assert np.isnan(bars.get_paths()[0].vertices).any()
+    assert texts(axes) == ["80.0"]
+    assert bar_labels(axes) == ["ours, one seed"]
+
+
+def bar_labels(axes):
+    return [name for name in axes.get_legend_handles_labels()[1] if name != "paper"]
 
 
 def test_sweep_has_lines_levels_and_published_points(drawn):

@@ -103,7 +103,8 @@ def write_item(
     draw_spread_curves(panels, figures[-1])
 
     numbers = REPORTED_MATRICES if item.drawing == "matrices" else REPORTS[report]
-    caption = f"{item.title}. Preset {preset}; ours: {numbers}, mean ± sd over seeds."
+    over = "mean ± sd over seeds" if any(len(group.folders) > 1 for group in groups) else "one seed"
+    caption = f"{item.title}. Preset {preset}; ours: {numbers}, {over}."
     notes = _notes(item, groups, scores, task)
     text = f"{caption}\n\n{to_markdown(header, rows)}\n" + "".join(f"- {note}\n" for note in notes)
     latex = f"% {caption}\n{to_latex(header, rows)}"

@@ -137,8 +137,9 @@ def _legend(axes: Axes) -> list[tuple]:
 def _draw_bar_panel(axes: Axes, metric: str, rows: Sequence[Spread]) -> None:
     places = np.arange(len(rows)) - 0.1
     means = [row.mean for row in rows]
-    deviations = np.nan_to_num([row.deviation for row in rows])
-    bar = {"height": 0.4, "color": COLORS[5], "label": "ours, mean ± sd over seeds", "capsize": 3}
+    deviations = [row.deviation for row in rows]  # NaN, of a single seed, draws no error bar
+    label = "ours, one seed" if np.isnan(deviations).all() else "ours, mean ± sd over seeds"
+    bar = {"height": 0.4, "color": COLORS[5], "label": label, "capsize": 3}
     axes.barh(places, means, xerr=deviations, **bar)
     for place, row in zip(places, rows, strict=True):
         text = "NA" if math.isnan(row.mean) else f"{row.mean:.1f}"
@@ -167,7 +168,7 @@ def draw_sweep(
     for (name, points), color, style in zip(lines.items(), COLORS, LINE_STYLES, strict=False):
         x = sorted(points)
         means = [points[value].mean for value in x]
-        deviations = np.nan_to_num([points[value].deviation for value in x])
+        deviations = [points[value].deviation for value in x]
         drawn = {"color": color, "linestyle": style, "marker": "o", "capsize": 4}
         handles.append(axes.errorbar(x, means, yerr=deviations, label=f"{name}, ours", **drawn))
         if published := references.get(name):
