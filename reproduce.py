@@ -29,6 +29,7 @@ from options import DATA_FLAGS, FREE_ON_RESUME, args_parser, needs_embedded_data
 from utils.comparison import REPORTS, SettingRuns, write_item
 from utils.errors import UserError, run_command
 from utils.experiments import ITEMS, Setting
+from utils.files import folder_bytes, free_bytes, megabytes
 from utils.flags import OneLineParser
 from utils.paper_numbers import PAPER
 from utils.run_folder import read_arguments, read_metrics
@@ -202,7 +203,7 @@ def _plain(values: dict) -> dict:
 
 
 def print_plan(runs: Sequence[PlannedRun], options: argparse.Namespace) -> None:
-    """The runs with their state, and how long the unfinished ones will take."""
+    """The runs with their state, and what time and disk the unfinished ones will take."""
     for run in runs:
         state = run.state()
         if state == "interrupted":
@@ -212,6 +213,7 @@ def print_plan(runs: Sequence[PlannedRun], options: argparse.Namespace) -> None:
     print(f"{len(runs) - len(left)} of {len(runs)} runs finished, {len(left)} to do")
     if left:
         print(estimate(left, options))
+        print(disk_estimate(left, options))
 
 
 def estimate(left: Sequence[PlannedRun], options: argparse.Namespace) -> str:
@@ -235,6 +237,29 @@ def estimate(left: Sequence[PlannedRun], options: argparse.Namespace) -> str:
         f"of {len(files)} run(s): labelled client {said['labeled']}, unlabelled client "
         f"{said['unlabeled']}, rest of a round {said['rest']}"
     )
+
+
+def disk_estimate(left: Sequence[PlannedRun], options: argparse.Namespace) -> str:
+    """What the unfinished runs add to the disk, from the finished ones in the same folder.
+
+    A run's size goes with the number of its clients: each leaves its memory in two rounds' states,
+    and a third while it trains. The largest share of a client is taken for all of them.
+    """
+    shares = []
+    for metrics in (options.runs / options.preset).glob("*/metrics.csv"):
+        args = read_arguments(metrics.parent)
+        if len(read_metrics(metrics)) == args["rounds"] - args["start_epoch"]:
+            clients = args["num_labeled"] + args["num_unlabeled"]
+            shares.append(folder_bytes(metrics.parent) / clients)
+    if not shares:
+        return "disk: unknown, no run of this preset has finished yet"
+    sizes = [max(shares) * (run.args.num_labeled + run.args.num_unlabeled) for run in left]
+    present = [folder_bytes(run.folder) for run in left]
+    growth = sum(max(size - there, 0) for size, there in zip(sizes, present, strict=True))
+    needed = growth + sum(sorted(sizes)[-options.jobs :]) / 2
+    free = free_bytes(options.runs)
+    line = f"disk: about {megabytes(needed)}, {megabytes(free)} free in {options.runs}"
+    return line if needed <= free else f"{line}: make room or name another place with --runs"
 
 
 def _run_seconds(run: PlannedRun, costs: dict[str, float]) -> float:

@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import os
+import re
 import subprocess
 import sys
 import time
@@ -194,6 +196,21 @@ def test_dry_run_runs_nothing_and_estimates_from_measured_rounds(place, no_repor
     assert "at most about 0:03:20 with --jobs 2, from 8 measured rounds of 2 run(s)" in out
     assert "labelled client 2.00 s, unlabelled client 5.00 s, rest of a round 1.00 s" in out
     assert len(place.calls()) == 2
+
+
+def test_plan_says_what_the_disk_needs(place, no_report, monkeypatch):
+    assert "disk: unknown, no run of this preset has finished yet" in place.run("fig2a")
+    for run in place.runs.glob("demo/fedirm-2-8-seed*"):
+        (run / "state.pth").touch()
+        os.truncate(run / "state.pth", 50_000_000)
+    # 5 MB a client. Left: FedAvg 10/0, 2/0 and Fed-SelfTraining 2/8, thus 110 MB, and half as much
+    # again of the two runs that train at once.
+    words = ["table1", "--dry_run", "--seeds", "1", "--jobs", "2"]
+    line = re.compile(r"disk: about 160\.\d MB, .* free in \S+runs$", re.MULTILINE)
+    assert line.search(place.run(*words))
+    monkeypatch.setattr(reproduce, "free_bytes", lambda folder: 159_000_000)
+    assert "159.0 MB free in" in (out := place.run(*words))
+    assert out.rstrip().endswith("make room or name another place with --runs")
 
 
 def test_parallel_jobs_get_one_device_each(place, no_report):

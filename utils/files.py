@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -104,6 +104,15 @@ def free_bytes(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(os.path.realpath(folder)).free
+
+
+def folder_bytes(folder: Path) -> int:
+    """The bytes of all files below `folder`, 0 where there is none; others may write there."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # one that has just been removed
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def megabytes(size: float) -> str:
