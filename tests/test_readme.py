@@ -62,6 +62,7 @@ PLAN = {
         "python test.py --resume runs/NAME/checkpoints/epoch_99.pth --root_path data/rsna/images "
         "--csv_file_test data/rsna/testing.csv": "",
         "python -m utils.tables runs/*/log.txt": "",
+        "python reproduce.py table1": DRY,
         "python train_main.py --help": "",
     },
     "docs/howto-your-own-csv.md": {
