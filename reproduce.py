@@ -144,7 +144,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--report",
         choices=REPORTS,
         default="last",
-        help="numbers of the last evaluated round, or of the round with the best validation AUROC",
+        help="numbers of the last evaluated round, their mean over the last four, or those of the "
+        "round with the best validation AUROC",
     )
     parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
@@ -329,7 +330,8 @@ def report(plan: Sequence[PlannedRun], options: argparse.Namespace) -> None:
         for setting in item.settings
     ]
     task = options.task or ("skin" if options.preset == "paper-skin" else "ICH")
-    stem = options.runs / options.preset / "results" / options.item
+    name = options.item if options.report == "last" else f"{options.item}_{options.report}"
+    stem = options.runs / options.preset / "results" / name
     text, written = write_item(item, groups, options.report, task, options.preset, stem)
     print("\n" + text)
     for path in written:

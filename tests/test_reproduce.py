@@ -15,7 +15,7 @@ import pytest
 import reproduce
 from options import build_parser
 from utils import figures
-from utils.comparison import nearest_rounds, reported_row
+from utils.comparison import nearest_rounds, reported_rows
 from utils.errors import UserError
 from utils.experiments import ITEMS, METHOD_TITLES
 from utils.paper_numbers import PAPER, SLIDES, gap_closed
@@ -136,7 +136,7 @@ def test_table1_stands_beside_the_paper_and_every_number_is_a_csv_cell(place):
     for row in place.table("table1_runs.csv"):
         with open(Path(row["run"]) / "metrics.csv", newline="") as file:
             cells = {found["round"]: found for found in csv.DictReader(file)}
-        assert row["round"] == "3"
+        assert row["rounds"] == "3"
         assert row["test_auroc"] == cells["3"]["test_auroc"]
     results = place.runs / "demo" / "results"
     assert "90.00 $\\pm$ 1.00" in (results / "table1.tex").read_text()
@@ -254,13 +254,29 @@ def test_stopping_stops_the_runs_too(place, monkeypatch):
 
 def test_best_validation_round_is_reported_on_request(place):
     place.run("fig2b", "--seeds", "1", "--report", "best_val")
-    assert {row["round"] for row in place.table("fig2b_runs.csv")} == {"1"}
-    caption = (place.runs / "demo" / "results" / "fig2b.md").read_text().splitlines()[0]
+    assert {row["rounds"] for row in place.table("fig2b_best_val_runs.csv")} == {"1"}
+    caption = (place.runs / "demo" / "results" / "fig2b_best_val.md").read_text().splitlines()[0]
     assert "the round with the highest validation AUROC" in caption
     metrics = place.runs / "demo" / "fedirm-2-8-seed1" / "metrics.csv"
     frame = read_metrics(metrics).drop(columns="val_auroc")
     with pytest.raises(UserError, match="no round has val_auroc; give --csv_file_val"):
-        reported_row(frame, "best_val", metrics.parent)
+        reported_rows(frame, "best_val", metrics.parent)
+
+
+def test_mean_of_the_last_four_evaluations_is_reported_on_request(place):
+    place.run("table1", "--report", "last4")
+    caption = (place.runs / "demo" / "results" / "table1_last4.md").read_text().splitlines()[0]
+    assert "the mean of the last four evaluated rounds" in caption
+    row = place.table("table1_last4_runs.csv")[0]
+    assert (row["row"], row["seed"], row["rounds"]) == ("FedAvg 10/0", "1", "0 1 2 3")
+    # 0.90 in every round but round 1, which has 0.91.
+    assert math.isclose(float(row["test_auroc"]), 0.9025)
+    assert row["test_specificity"] == "nan"
+    # A round without an evaluation does not count as one of the four.
+    metrics = place.runs / "demo" / "fedavg-2-0-seed1" / "metrics.csv"
+    frame = read_metrics(metrics)
+    frame.loc[2, "test_auroc"] = math.nan
+    assert list(reported_rows(frame, "last4", metrics.parent)["round"]) == [0, 1, 3]
 
 
 def test_figure_2a_measures_the_difference_of_the_matrices(place):

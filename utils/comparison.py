@@ -27,6 +27,7 @@ from utils.tables import mean_and_spread
 
 REPORTS = {
     "last": "the last evaluated round",
+    "last4": "the mean of the last four evaluated rounds",
     "best_val": "the round with the highest validation AUROC",
 }
 REPORTED_MATRICES = "the rounds with both matrices that are nearest to 1, 30 and 60"
@@ -34,12 +35,12 @@ REPORTED_MATRICES = "the rounds with both matrices that are nearest to 1, 30 and
 
 @dataclass(frozen=True)
 class Score:
-    """The test metrics of one run at the reported round, as fractions."""
+    """The test metrics of one run, as fractions: the mean over the reported rounds."""
 
     setting: Setting
     seed: int
     folder: Path
-    round: int
+    rounds: tuple[int, ...]
     metrics: Mapping[str, float]
     wall_seconds: float
 
@@ -56,27 +57,31 @@ class SettingRuns:
         return [read_metrics(folder / "metrics.csv") for folder in self.folders.values()]
 
     def scores(self, report: str) -> list[Score]:
-        """One score per seed, at the round that `report` names."""
+        """One score per seed, at the rounds that `report` names."""
         scores = []
         for (seed, folder), metrics in zip(self.folders.items(), self.metrics(), strict=True):
-            row = metrics.loc[reported_row(metrics, report, folder)]
-            values = {name: float(row.get(name, np.nan)) for name in METRIC_TITLES}
+            rows = reported_rows(metrics, report, folder).reindex(columns=["round", *METRIC_TITLES])
+            values = {name: float(rows[name].mean(skipna=False)) for name in METRIC_TITLES}
+            rounds = tuple(map(int, rows["round"]))
             wall = float(metrics["seconds_round"].sum()) if "seconds_round" in metrics else np.nan
-            scores.append(Score(self.setting, seed, folder, int(row["round"]), values, wall))
+            scores.append(Score(self.setting, seed, folder, rounds, values, wall))
         return scores
 
 
-def reported_row(metrics: pd.DataFrame, report: str, folder: Path) -> int:
-    """The index of the row whose test metrics are reported; the earliest of equals.
+def reported_rows(metrics: pd.DataFrame, report: str, folder: Path) -> pd.DataFrame:
+    """The rows of metrics.csv whose test metrics are reported, in order; the earliest of equals.
 
-    Raises UserError where no round has what `report` asks for.
+    Of a run with fewer than four evaluated rounds `last4` takes those there are. Raises
+    UserError where no round has what `report` asks for.
     """
     column = "val_auroc" if report == "best_val" else "test_auroc"
     known = metrics[column].dropna() if column in metrics else metrics["round"].head(0)
     if known.empty:
         remedy = "give --csv_file_val, or use --report last" if report == "best_val" else "run anew"
         raise UserError(f"{folder}/metrics.csv: no round has {column}; {remedy}")
-    return int(known.idxmax()) if report == "best_val" else int(known.index[-1])
+    if report == "best_val":
+        return metrics.loc[[known.idxmax()]]
+    return metrics.loc[known.index[-4 if report == "last4" else -1 :]]
 
 
 def write_item(
@@ -85,7 +90,8 @@ def write_item(
     """Write STEM.md, .csv, .tex, STEM_runs.csv and the figures.
 
     Returns the Markdown and the files written. Every mean in the table is over the rows of
-    STEM_runs.csv with its row's name, and those are cells of the runs' metrics.csv.
+    STEM_runs.csv with its row's name, and those are cells of the runs' metrics.csv, or the mean of
+    the cells of the rounds that stand beside them.
     """
     scores = [score for group in groups for score in group.scores(report)]
     if item.drawing == "matrices":
@@ -159,13 +165,13 @@ def _duration(seconds: float) -> str:
 
 def _run_rows(scores: Sequence[Score]) -> list[list[str]]:
     """Header and one row per run: where each number of the table comes from."""
-    header = ["row", "seed", "run", "round", *METRIC_TITLES, "seconds"]
+    header = ["row", "seed", "run", "rounds", *METRIC_TITLES, "seconds"]
     rows = [
         [
             score.setting.label,
             str(score.seed),
             str(score.folder),
-            str(score.round),
+            " ".join(map(str, score.rounds)),
             *(str(score.metrics[name]) for name in METRIC_TITLES),
             str(score.wall_seconds),
         ]
