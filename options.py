@@ -11,6 +11,7 @@ from pathlib import Path
 
 from confuse_matrix import DISTANCES
 from dataloaders.dataset import CACHES
+from dataloaders.embedded import embedded_paths
 from dataloaders.table import LABEL_UNCERTAINTY, MULTI_LABEL
 from networks.models import ATTENTIONS
 from utils.client_checks import POLICIES
@@ -645,6 +646,8 @@ def check_values(args: argparse.Namespace) -> None:
 
 
 def needs_embedded_data(args: argparse.Namespace) -> bool:
-    """Whether the preset brings its own data and the user named none."""
-    named = any(getattr(args, name) for name in DATA_FLAGS)
-    return args.preset in EMBEDDED_PRESETS and not named and args.engine != "sites"
+    """Whether the preset brings its own data: the user named none, or a run goes on with them."""
+    if args.preset not in EMBEDDED_PRESETS or args.engine == "sites":
+        return False
+    named = {name: getattr(args, name) for name in DATA_FLAGS if getattr(args, name)}
+    return not named or named == embedded_paths(args)

@@ -31,14 +31,18 @@ def place_embedded_data(args: Namespace, say: Callable[[str], None]) -> None:
 
 def name_embedded_data(args: Namespace) -> None:
     """Put the paths of the data set that the phantom_* flags describe into `args`."""
+    vars(args).update(embedded_paths(args))
+
+
+def embedded_paths(args: Namespace) -> dict[str, Path]:
+    """{flag: path} of the data set that the phantom_* flags describe, there or not yet."""
     described = {name: value for name, value in vars(args).items() if name.startswith("phantom_")}
     described["image_size"] = args.image_size
     digest = hashlib.blake2b(repr(sorted(described.items())).encode(), digest_size=4).hexdigest()
     folder = Path("data") / f"phantom-{args.phantom_patients}x{args.phantom_slices}-{digest}"
-    args.root_path = folder / "images"
-    args.csv_file_train, args.csv_file_val, args.csv_file_test = (
-        folder / name for name in SPLIT_FILES
-    )
+    flags = ("csv_file_train", "csv_file_val", "csv_file_test")
+    tables = dict(zip(flags, (folder / name for name in SPLIT_FILES), strict=True))
+    return {"root_path": folder / "images", **tables}
 
 
 def _generate(args: Namespace, folder: Path) -> None:

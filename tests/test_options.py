@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dataloaders.embedded import name_embedded_data
 from options import (
     FREE_ON_RESUME,
     PRESETS,
@@ -17,7 +18,7 @@ from options import (
     needs_embedded_data,
 )
 from utils.errors import UserError
-from utils.resume import differences, plain_args
+from utils.resume import differences, plain_args, resumed_args
 
 ROOT = Path(__file__).parents[1]
 DATA = ["--root_path", "images", "--csv_file_train", "a.csv", "--csv_file_test", "c.csv"]
@@ -241,6 +242,20 @@ def test_embedded_data_where_none_are_named(tmp_path):
     weights.touch()
     assert "--root_path is missing" in refused("--resume", str(weights))
     assert "--dry_run" in refused("--preset", "demo", "--dry_run")
+
+
+def test_a_run_that_goes_on_makes_its_embedded_data_again(tmp_path):
+    args = args_parser(["--preset", "demo", "--phantom_patients", "40"])
+    name_embedded_data(args)
+    (tmp_path / "args.json").write_text(json.dumps(plain_args(args)))
+
+    def resumed(*flags: str):
+        flags = ["--resume", str(tmp_path), *flags]
+        return resumed_args(args_parser(flags), flags)
+
+    assert needs_embedded_data(resumed())
+    assert resumed().csv_file_test == args.csv_file_test
+    assert not needs_embedded_data(resumed("--root_path", "elsewhere"))
 
 
 # ---- going on
