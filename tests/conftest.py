@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import signal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,11 @@ import torch
 from dataloaders.partition import SPLIT_FILES, split_table, write_parts
 from dataloaders.phantom import generate, write_png
 from dataloaders.table import read_table
+
+
+def pytest_configure():
+    """Have Ctrl-C stop a program, though a shell that tests in the background has it ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class DataFolder(NamedTuple):
