@@ -69,6 +69,7 @@ EMBEDDED = {
     "labeled_stop": 0,
     "fedavg_weights": "size",
     "bn_updates": "once",
+    "keep_state": 0,
 }
 PRESETS: dict[str, dict] = {
     "slides": {},
@@ -122,6 +123,7 @@ FREE_ON_RESUME = {
     "cache_dir",
     "compile",
     "client_state",
+    "keep_state",
     "on_bad_client",
     "save_every",
     "figure_every",
@@ -485,6 +487,14 @@ def _running(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="where clients' optimizer and teacher wait between rounds, beside their files: on "
         "the GPU, in main memory, or in the files alone; auto: the first that they fit into",
+    )
+    group.add_argument(
+        "--keep_state",
+        type=int,
+        choices=(0, 1),
+        default=1,
+        help="after the last round: 1 keeps what clients remember, so that --resume with more "
+        "--rounds goes on; 0 removes it, most of a run's disk",
     )
     group.add_argument(
         "--on_bad_client",

@@ -25,7 +25,9 @@ from pathlib import Path
 import pandas as pd
 
 from dataloaders.embedded import name_embedded_data
+from local_unsupervised import UnsupervisedLocalUpdate
 from options import DATA_FLAGS, FREE_ON_RESUME, args_parser, needs_embedded_data
+from utils.client import LocalUpdate
 from utils.comparison import REPORTS, SettingRuns, write_item
 from utils.errors import UserError, run_command
 from utils.experiments import ITEMS, Setting
@@ -33,6 +35,7 @@ from utils.files import folder_bytes, free_bytes, megabytes
 from utils.flags import OneLineParser
 from utils.paper_numbers import PAPER
 from utils.run_folder import read_arguments, read_metrics
+from utils.run_state import KEPT_STATES, round_bytes, stored_bytes
 
 # What decides where a run is stored and how it is run, not what it computes. Data may have moved,
 # but nothing here has read both: other paths are other data.
@@ -241,26 +244,37 @@ def estimate(left: Sequence[PlannedRun], options: argparse.Namespace) -> str:
 
 
 def disk_estimate(left: Sequence[PlannedRun], options: argparse.Namespace) -> str:
-    """What the unfinished runs add to the disk, from the finished ones in the same folder.
+    """What the unfinished runs need of the disk, from the largest finished one of the same folder.
 
-    A run's size goes with the number of its clients: each leaves its memory in two rounds' states,
-    and a third while it trains. The largest share of a client is taken for all of them.
+    A run leaves tables, figures and weights and, unless --keep_state is 0, two rounds' states;
+    while it trains there are three.
     """
-    shares = []
+    model = lasting = 0
     for metrics in (options.runs / options.preset).glob("*/metrics.csv"):
         args = read_arguments(metrics.parent)
         if len(read_metrics(metrics)) == args["rounds"] - args["start_epoch"]:
-            clients = args["num_labeled"] + args["num_unlabeled"]
-            shares.append(folder_bytes(metrics.parent) / clients)
-    if not shares:
+            states = metrics.parent / "checkpoints"
+            weights = [path.stat().st_size for path in states.glob("epoch_*.pth")]
+            model = max([model, *weights])
+            lasting = max(lasting, folder_bytes(metrics.parent) - stored_bytes(states))
+    if not model:
         return "disk: unknown, no run of this preset has finished yet"
-    sizes = [max(shares) * (run.args.num_labeled + run.args.num_unlabeled) for run in left]
-    present = [folder_bytes(run.folder) for run in left]
-    growth = sum(max(size - there, 0) for size, there in zip(sizes, present, strict=True))
-    needed = growth + sum(sorted(sizes)[-options.jobs :]) / 2
+    needed, while_training = 0, []
+    for run in left:
+        one_round = round_bytes(model, _remembered_copies(run.args))
+        kept = KEPT_STATES * one_round if run.args.keep_state else 0
+        needed += max(lasting + kept - folder_bytes(run.folder), 0)
+        while_training.append((KEPT_STATES + 1) * one_round - kept)
+    needed += sum(sorted(while_training)[-options.jobs :])
     free = free_bytes(options.runs)
     line = f"disk: about {megabytes(needed)}, {megabytes(free)} free in {options.runs}"
     return line if needed <= free else f"{line}: make room or name another place with --runs"
+
+
+def _remembered_copies(args: argparse.Namespace) -> list[int]:
+    """Copies of the model that each client of the run remembers, at most."""
+    labeled = [LocalUpdate.remembered_copies] * args.num_labeled
+    return labeled + [UnsupervisedLocalUpdate.remembered_copies] * args.num_unlabeled
 
 
 def _run_seconds(run: PlannedRun, costs: dict[str, float]) -> float:

@@ -138,6 +138,22 @@ def test_only_two_states_are_kept_and_weights_every_so_often(train, phantom_fold
     assert sorted(os.listdir(checkpoints / "clients")) == sorted(clients)
 
 
+def test_memories_go_after_the_last_round_where_asked(train, begun, tmp_path):
+    checkpoints = begun / "checkpoints"
+    kept = ["clients", "epoch_0.pth", "epoch_1.pth", "state_000002.pth"]
+    shutil.copytree(checkpoints, tmp_path / "before")
+    assert train("--resume", begun, "--keep_state", 0).status == 0
+    assert train("--resume", begun).status == 0  # a report once more: nothing else is to do
+    assert sorted(os.listdir(checkpoints)) == kept and os.listdir(checkpoints / "clients") == []
+    words = refused(train("--resume", begun, "--rounds", 3))
+    assert "ended after 2" in words and "--keep_state 0" in words
+    # A kill while they went leaves some behind; the next --resume removes those.
+    for left in ["state_000001.pth", "clients/client_2_000001.pth"]:
+        shutil.copy(tmp_path / "before" / left, checkpoints / left)
+    assert train("--resume", begun).status == 0
+    assert sorted(os.listdir(checkpoints)) == kept and os.listdir(checkpoints / "clients") == []
+
+
 # ---- damage
 
 

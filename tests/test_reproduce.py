@@ -200,16 +200,21 @@ def test_dry_run_runs_nothing_and_estimates_from_measured_rounds(place, no_repor
 
 def test_plan_says_what_the_disk_needs(place, no_report, monkeypatch):
     assert "disk: unknown, no run of this preset has finished yet" in place.run("fig2a")
-    for run in place.runs.glob("demo/fedirm-2-8-seed*"):
-        (run / "state.pth").touch()
-        os.truncate(run / "state.pth", 50_000_000)
-    # 5 MB a client. Left: FedAvg 10/0, 2/0 and Fed-SelfTraining 2/8, thus 110 MB, and half as much
-    # again of the two runs that train at once.
+    sizes = {"epoch_3.pth": 10_000_000, "state_000004.pth": 5_000_000, "clients/client_0.pth": 10}
+    for name, size in sizes.items():
+        path = place.runs / "demo/fedirm-2-8-seed1/checkpoints" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.truncate(path, size)
+    # Left: FedAvg 10/0, 2/0 and Fed-SelfTraining 2/8. Their rounds' states hold 1 + 20, 1 + 4 and
+    # 1 + 28 times the model's 10 MB, which each leaves behind. Three rounds' lie there while two
+    # runs train: 30 + 3 * (290 + 210). With --keep_state 1, two rounds' of all three stay.
     words = ["table1", "--dry_run", "--seeds", "1", "--jobs", "2"]
-    line = re.compile(r"disk: about 160\.\d MB, .* free in \S+runs$", re.MULTILINE)
-    assert line.search(place.run(*words))
-    monkeypatch.setattr(reproduce, "free_bytes", lambda folder: 159_000_000)
-    assert "159.0 MB free in" in (out := place.run(*words))
+    line = re.compile(r"disk: about (\S+)\.\d MB, .* free in \S+runs$", re.MULTILINE)
+    assert line.search(place.run(*words))[1] == "1,530"
+    assert line.search(place.run(*words, "--keep_state", "1"))[1] == "1,630"
+    monkeypatch.setattr(reproduce, "free_bytes", lambda folder: 1_500_000_000)
+    assert "1,500.0 MB free in" in (out := place.run(*words))
     assert out.rstrip().endswith("make room or name another place with --runs")
 
 

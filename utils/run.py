@@ -37,7 +37,14 @@ from utils.resume import (
     plain_args,
 )
 from utils.rounds import RoundMatrices, evaluation_numbers, matrices_rows, round_row
-from utils.run_state import KEPT_STATES, Progress, RunState, StateFiles
+from utils.run_state import (
+    KEPT_STATES,
+    Progress,
+    RunState,
+    StateFiles,
+    round_bytes,
+    stored_bytes,
+)
 
 # columns of metrics.csv that TensorBoard's table of runs shows beside the flags
 HYPERPARAMETER_METRICS = ("test_auroc", "test_accuracy", "test_f1", "loss")
@@ -105,6 +112,12 @@ class Run:
                 f"them: {changed}"
             )
         self._refuse_other_data(state.identity)
+        if state.progress.next_round < self.args.rounds and not self.states.has_memories:
+            raise UserError(
+                f"--rounds {self.args.rounds}: {self.folder} ended after "
+                f"{state.progress.next_round} and, as --keep_state 0 says, kept nothing of what "
+                "its clients remember; start a new run"
+            )
         self.history, self.matrices = state.history, state.matrices
         self.say(f"going on with round {state.progress.next_round} of {self.args.rounds}")
         return state.progress
@@ -151,8 +164,9 @@ class Run:
     def _refuse_small_disk(self, clients: Sequence[LocalUpdate], net: DenseNet121) -> None:
         """The last two rounds' states stay while the next one's is written, so room for three."""
         model = model_bytes(net)
-        one_round = model * (1 + sum(client.remembered_copies for client in clients))
-        needed = (KEPT_STATES + 1) * one_round + model - self.states.used_bytes()
+        one_round = round_bytes(model, (client.remembered_copies for client in clients))
+        present = stored_bytes(self.folder / "checkpoints")
+        needed = (KEPT_STATES + 1) * one_round + model - present
         free = free_bytes(self.folder)
         if free < needed:
             raise UserError(
@@ -320,10 +334,15 @@ class Run:
     def finish(
         self, weights: dict[str, torch.Tensor], net: DenseNet121, data: FederatedData
     ) -> None:
-        """Predictions for the test images, tables, figures, REPORT.md, and what to type next."""
+        """Predictions for the test images, tables, figures, REPORT.md, and what to type next.
+
+        What the clients remember goes where `--keep_state 0` was given.
+        """
         net.load_state_dict(weights)
         checkpoint = self.folder / "checkpoints" / f"epoch_{self.args.rounds - 1}.pth"
         report_run(self.folder, checkpoint, net, data.test, self.args)
+        if not self.args.keep_state:
+            self.states.drop_memories()
         command = test_command(checkpoint, self.args)
         self.say(f"done: {self.folder / 'REPORT.md'}; test again with: {command}")
 

@@ -2,10 +2,11 @@
 
 A round is committed by one small file, checkpoints/state_N.pth, which names the file of each
 client's memory. It is written when all of those are on the disk, so a state that can be read is
-complete; the states of the last two rounds stay, should the newest be damaged.
+complete; the states of the last two rounds stay, should the newest be damaged. When the run has
+ended they may go, but for the newest without its clients: it says that there is nothing to do.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +50,7 @@ class StateFiles:
     def __init__(self, folder: Path, store: ClientStore):
         self.folder = folder
         self.store = store
+        self.has_memories = True  # False once a state without its clients was restored
         self._client_files: list[set[str]] = []  # of each state that is kept, oldest first
 
     def paths(self) -> list[Path]:
@@ -66,7 +68,8 @@ class StateFiles:
             try:
                 content = load_checkpoint(path)
                 state = _unpack(path, content)
-                self.store.adopt(content["clients"])
+                self.has_memories = content["clients"] is not None
+                self.store.adopt(content["clients"] or {})
             except UserError as error:
                 say(f"{error}; going back to the round before")
                 continue
@@ -87,10 +90,30 @@ class StateFiles:
         self._client_files = self._client_files[-KEPT_STATES:]
         self.store.commit(set().union(*self._client_files))
 
-    def used_bytes(self) -> int:
-        """What the states and the clients' files take up now."""
-        files = [*self.paths(), *self.store.folder.glob("client_*.pth")]
-        return sum(path.stat().st_size for path in files)
+    def drop_memories(self) -> None:
+        """The run has ended: keep its newest state alone, without what its clients remember.
+
+        Clients at sites of their own have no files here, and what they remember stays theirs.
+        """
+        newest, *older = self.paths()
+        content = load_checkpoint(newest)
+        if content["clients"] == {}:
+            return
+        save_checkpoint(newest, content | {"clients": None})
+        for path in older:
+            path.unlink()
+        self.store.commit(())
+
+
+def round_bytes(model_bytes: int, remembered_copies: Iterable[int]) -> int:
+    """The size of one round's state and of its clients' files, each some copies of the model."""
+    return model_bytes * (1 + sum(remembered_copies))
+
+
+def stored_bytes(folder: Path) -> int:
+    """What the states in `folder` (a run's checkpoints/) and their clients' files take up now."""
+    files = [*folder.glob("state_*.pth"), *folder.glob("clients/client_*.pth")]
+    return sum(path.stat().st_size for path in files)
 
 
 def _pack(state: RunState) -> dict:
