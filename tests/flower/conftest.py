@@ -20,6 +20,7 @@ ROUNDS = 4
 TRAINING_FLAGS = [
     *("--preset", "demo", "--image_size", "32", "--batch_size", "8", "--gpu", "cpu"),
     *("--num_users", "2", "--num_labeled", "1", "--join_epoch", "0", "--rounds", str(ROUNDS)),
+    *("--keep_state", "1"),
 ]
 # Sums of floating-point numbers depend on the number of threads that make them.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
