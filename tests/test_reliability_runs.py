@@ -138,13 +138,16 @@ def test_only_two_states_are_kept_and_weights_every_so_often(train, phantom_fold
     assert sorted(os.listdir(checkpoints / "clients")) == sorted(clients)
 
 
-def test_memories_go_after_the_last_round_where_asked(train, begun, tmp_path):
+def test_memories_go_after_the_last_round_where_asked(train, begun, tmp_path, monkeypatch):
     checkpoints = begun / "checkpoints"
     kept = ["clients", "epoch_0.pth", "epoch_1.pth", "state_000002.pth"]
     shutil.copytree(checkpoints, tmp_path / "before")
     assert train("--resume", begun, "--keep_state", 0).status == 0
     assert train("--resume", begun).status == 0  # a report once more: nothing else is to do
     assert sorted(os.listdir(checkpoints)) == kept and os.listdir(checkpoints / "clients") == []
+    with monkeypatch.context() as small_disk:  # a report needs no room for states
+        small_disk.setattr("utils.run.free_bytes", lambda folder: 0)
+        assert train("--resume", begun).status == 0
     words = refused(train("--resume", begun, "--rounds", 3))
     assert "ended after 2" in words and "--keep_state 0" in words
     # A kill while they went leaves some behind; the next --resume removes those.

@@ -207,8 +207,9 @@ def test_plan_says_what_the_disk_needs(place, no_report, monkeypatch):
         path.touch()
         os.truncate(path, size)
     # Left: FedAvg 10/0, 2/0 and Fed-SelfTraining 2/8. Their rounds' states hold 1 + 20, 1 + 4 and
-    # 1 + 28 times the model's 10 MB, which each leaves behind. Three rounds' lie there while two
-    # runs train: 30 + 3 * (290 + 210). With --keep_state 1, two rounds' of all three stay.
+    # 1 + 28 times the model's 10 MB. Each run leaves 10 MB of weights behind, and three rounds'
+    # states lie there while two runs train: 30 + 3 * (290 + 210). With --keep_state 1 two rounds'
+    # of all three stay, and a third of two: 30 + 2 * (210 + 50 + 290) + 290 + 210.
     words = ["table1", "--dry_run", "--seeds", "1", "--jobs", "2"]
     line = re.compile(r"disk: about (\S+)\.\d MB, .* free in \S+runs$", re.MULTILINE)
     assert line.search(place.run(*words))[1] == "1,530"
