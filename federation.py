@@ -8,26 +8,26 @@ import torch
 
 from confuse_matrix import RelationMatrix, average_matrices
 from dataloaders.dataset import ImageDataset
-from dataloaders.embedded import place_embedded_data
 from dataloaders.federated import FederatedData, load_federated_data
-from dataloaders.split_file import Split
+from dataloaders.phantom.embedded import place_embedded_data
+from dataloaders.split import Split
 from FedAvg import FedAvg
 from local_supervised import SupervisedLocalUpdate
 from local_unsupervised import SelfTrainingLocalUpdate, UnsupervisedLocalUpdate
-from networks.models import DenseNet121
-from options import needs_embedded_data
-from utils.checkpoint import build_network, load_weights, starting_weights
-from utils.client import ClientUpdate, LocalUpdate, copy_weights
-from utils.devices import (
+from local_update import ClientUpdate, LocalUpdate
+from networks.devices import (
     choose_devices,
     choose_precision,
     place_network,
     set_deterministic,
     set_precision,
 )
-from utils.run import Run, architecture
-from utils.run_state import Progress
-from utils.seeding import derive_seed
+from networks.models import DenseNet121
+from networks.saved import architecture, build_network, load_weights, starting_weights
+from options import needs_embedded_data
+from record.run import Run
+from record.state import Progress
+from utils.tensors import copy_weights, derive_seed
 
 UNLABELED_TRAINERS = {
     "fedirm": UnsupervisedLocalUpdate,

@@ -4,15 +4,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from confuse_matrix import RelationMatrix, RelationMeter
+from local_update import BATCHNORM_MOMENTUM, ClientUpdate, LocalUpdate, StepLog
 from networks.models import DenseNet121
-from utils.client import (
-    BATCHNORM_MOMENTUM,
-    ClientUpdate,
-    LocalUpdate,
-    StepLog,
-    copy_weights,
-    net_device,
-)
+from utils.tensors import copy_weights, net_device
 
 
 class SupervisedLocalUpdate(LocalUpdate):

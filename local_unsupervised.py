@@ -7,19 +7,11 @@ from torch.nn.functional import cross_entropy, softmax
 
 from confuse_matrix import RelationMatrix, RelationMeter, relation_loss
 from dataloaders.dataset import Batch
+from local_update import BATCHNORM_MOMENTUM, ClientUpdate, LocalUpdate, StepLog
 from networks.models import DenseNet121
-from utils.client import (
-    BATCHNORM_MOMENTUM,
-    ClientUpdate,
-    LocalUpdate,
-    StepLog,
-    copy_tensors,
-    copy_weights,
-    net_device,
-    set_tensors,
-)
 from utils.losses import mean_prediction, predictive_entropy, reliable_mask, softmax_mse_loss
 from utils.ramps import get_current_consistency_weight
+from utils.tensors import copy_tensors, copy_weights, net_device, set_tensors
 
 IGNORED = -100  # the label of a sample that takes no part in the cross entropy
 

@@ -5,21 +5,33 @@ the slides' values.
 """
 
 import argparse
+import hashlib
 import math
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from confuse_matrix import DISTANCES
 from dataloaders.dataset import CACHES
-from dataloaders.embedded import embedded_paths
+from dataloaders.partition import SPLIT_FILES
 from dataloaders.table import LABEL_UNCERTAINTY, MULTI_LABEL
+from networks.devices import COMPILES, PRECISIONS
 from networks.models import ATTENTIONS
-from utils.client_checks import POLICIES
-from utils.client_store import PLACEMENTS
-from utils.compilation import COMPILES
-from utils.devices import PRECISIONS
-from utils.errors import UserError
-from utils.flags import OneLineParser
+from record.guard import POLICIES
+from record.state import PLACEMENTS
+from utils.errors import OneLineParser, UserError
+
+
+def embedded_paths(args: Namespace) -> dict[str, Path]:
+    """{flag: path} of the data set that the phantom_* flags describe, there or not yet."""
+    described = {name: value for name, value in vars(args).items() if name.startswith("phantom_")}
+    described["image_size"] = args.image_size
+    digest = hashlib.blake2b(repr(sorted(described.items())).encode(), digest_size=4).hexdigest()
+    folder = Path("data") / f"phantom-{args.phantom_patients}x{args.phantom_slices}-{digest}"
+    flags = ("csv_file_train", "csv_file_val", "csv_file_test")
+    tables = dict(zip(flags, (folder / name for name in SPLIT_FILES), strict=True))
+    return {"root_path": folder / "images", **tables}
+
 
 METHODS = ("fedirm", "fed_consistency", "fed_selftraining", "fedavg")
 

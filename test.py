@@ -15,40 +15,33 @@ from typing import NamedTuple
 
 from dataloaders.dataset import ImageDataset, load_dataset
 from dataloaders.dicom import WINDOW_CHOICES, Preprocessing
-from dataloaders.medmnist_dataset import load_medmnist
+from dataloaders.medmnist import load_medmnist
 from dataloaders.table import MULTI_LABEL, read_table
-from dataloaders.worker_pool import available_cores
-from networks.models import DenseNet121
-from utils.checkpoint import build_network, load_model, load_weights
-from utils.devices import (
+from networks.devices import (
     PRECISIONS,
     choose_devices,
     choose_precision,
     place_network,
     set_precision,
 )
-from utils.environment import describe_environment
-from utils.errors import UserError, run_command
-from utils.evaluation import YOUDEN, evaluation_tables, print_tables, threshold_number
-from utils.files import write_text
-from utils.flags import OneLineParser, whole_number
-from utils.metrics import DEFAULT_THRESHOLD
-from utils.network_report import (
+from networks.models import DenseNet121
+from networks.saved import build_network, load_model, load_weights
+from predict.card import (
     copy_history,
     describe_model,
     describe_run,
-    predict_set,
     preprocessing_words,
     report_network,
 )
-from utils.report import TEST_FILE
-from utils.resume import is_run
-from utils.scan_prediction import (
-    ScanFiles,
-    predict_scans,
-    summary_lines,
-    write_scan_predictions,
-)
+from predict.inference import predict_set
+from predict.scans import ScanFiles, predict_scans, summary_lines, write_scan_predictions
+from record.opening import describe_environment, is_run
+from utils.errors import OneLineParser, UserError, run_command, whole_number
+from utils.files import write_text
+from utils.metrics.evaluation import YOUDEN, evaluation_tables, print_tables, threshold_number
+from utils.metrics.numbers import DEFAULT_THRESHOLD
+from utils.report.page import TEST_FILE
+from utils.workers import available_cores
 
 # What --dicom alone needs, and what it has no use for: scans come without labels.
 SCANS_ONLY = ("window", "size", "workers")

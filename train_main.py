@@ -15,6 +15,7 @@ import torch
 
 from confuse_matrix import RelationMatrix
 from dataloaders.federated import dry_run
+from deploy.simulation import simulate
 from federation import (
     average_weights,
     build_clients,
@@ -25,17 +26,15 @@ from federation import (
     prepare,
     start,
 )
-from flower_simulation import simulate
+from local_update import ClientUpdate, LocalUpdate
+from networks.devices import compile_networks, memory_shortage
 from networks.models import DenseNet121
 from options import args_parser
-from utils.client import ClientUpdate, LocalUpdate
-from utils.compilation import compile_networks
-from utils.devices import memory_shortage
+from record.run import Run, open_run
+from record.state import Progress
 from utils.errors import UserError, run_command
 from utils.files import disk_full_as_user_error
-from utils.run import Run, open_run
-from utils.run_state import Progress
-from utils.threads import cancelling_pool
+from utils.workers import cancelling_pool
 
 
 def main() -> int:

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from utils.bootstrap import AurocIntervals, auroc_draws, bootstrap_auroc
 from utils.errors import run_command
 from utils.files import atomic_write
+from utils.metrics.intervals import AurocIntervals, auroc_draws, bootstrap_auroc
 from utils.table_files import to_markdown
 
 CLASS_NAMES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")

@@ -4,7 +4,7 @@ import csv
 import os
 from pathlib import Path
 
-from dataloaders.phantom import generate, write_png
+from dataloaders.phantom.__main__ import generate, write_png
 
 DISTINCT_PATIENTS = 20  # of three slices each; the same file then has several names
 

@@ -15,9 +15,9 @@ import tempfile
 from pathlib import Path
 
 from networks.models import DenseNet121
+from networks.saved import model_bytes
 from utils.errors import UserError, run_command
-from utils.run import model_bytes
-from utils.run_folder import read_metrics
+from utils.plots.runs import read_metrics
 from utils.table_files import to_markdown
 
 REPOSITORY = Path(__file__).resolve().parents[1]

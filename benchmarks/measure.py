@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from utils.environment import describe_environment
+from record.opening import describe_environment
 
 Result = TypeVar("Result")
 

@@ -17,13 +17,13 @@ from torch.nn.functional import cross_entropy, softmax
 from benchmarks.measure import Clock
 from dataloaders.dataset import batch_bounds
 from federation import average_weights, build_clients, build_networks, mean_relation, prepare
+from networks.devices import compile_networks
 from networks.models import DenseNet121
 from options import args_parser
+from record.run import open_run
+from record.state import Progress
 from train_main import train_clients
-from utils.client import copy_weights, net_device
-from utils.compilation import compile_networks
-from utils.run import open_run
-from utils.run_state import Progress
+from utils.tensors import copy_weights, net_device
 
 
 def product_args(folder: Path, csvs: dict[str, Path], **flags) -> Namespace:

@@ -28,12 +28,10 @@ from PIL import Image
 from pydicom.pixels import apply_modality_lut
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from dataloaders.dicom import Preprocessing
-from dataloaders.rsna import convert_dicom
-from dataloaders.rsna_labels import ALL_COLUMNS
-from dataloaders.windows import window_picture
-from dataloaders.worker_pool import Task, WorkerPool, available_cores
+from dataloaders.dicom import Preprocessing, window_picture
+from dataloaders.prepare.rsna import ALL_COLUMNS, convert_dicom
 from utils.errors import run_command
+from utils.workers import Task, WorkerPool, available_cores
 
 PREPROCESSING = Preprocessing("triple", 128)
 ROUNDS = 5

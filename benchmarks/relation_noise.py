@@ -16,7 +16,7 @@ import torch
 
 from confuse_matrix import get_confuse_matrix, kd_loss
 from utils.errors import UserError, run_command
-from utils.predictions import read_predictions
+from utils.metrics.predictions import read_predictions
 from utils.table_files import to_markdown
 
 HEADER = ["batch", "rows present", "mean absolute difference", "symmetric KL (eq. 6)"]

@@ -16,9 +16,10 @@ from dataloaders.dataset import ImageDataset, batch_bounds, load_dataset
 from dataloaders.table import read_table
 from local_supervised import SupervisedLocalUpdate
 from local_unsupervised import UnsupervisedLocalUpdate
+from local_update import LocalUpdate
+from networks.devices import place_network
 from networks.models import DenseNet121, SeededDropout
-from utils.client import LocalUpdate, copy_weights
-from utils.devices import place_network
+from utils.tensors import copy_weights
 
 LOSS_TOLERANCE = 2e-4  # relative, of the mean loss over the steps
 MATRIX_TOLERANCE = 1e-3  # absolute, of any entry of the relation matrix

@@ -26,12 +26,12 @@ from benchmarks.measure import Clock, conditions, in_turn, ratios, spread
 from benchmarks.ours import Floor, Ours, product_args
 from FedAvg import FedAvg
 from networks.densenet import NUM_FEATURES
+from networks.devices import evaluation_batch_size, place_network
 from networks.models import DenseNet121
-from utils.client import copy_weights
-from utils.devices import place_network
+from predict.inference import predict
 from utils.errors import run_command
-from utils.inference import evaluation_batch_size, predict
 from utils.table_files import to_markdown
+from utils.tensors import copy_weights
 
 ROOT = Path(__file__).resolve().parents[1]
 FEW_STEPS, MORE_STEPS = 1, 4

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from dataloaders.augment import Augmentation, apply_views, draw_views, normalize
-from dataloaders.copies import copied_ahead
-from dataloaders.pixels import load_pixels
+from dataloaders.pixels import copied_ahead, load_pixels
 from dataloaders.table import ImageTable, resolve_images
 
 CACHES = ("auto", "device", "ram", "disk")

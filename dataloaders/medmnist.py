@@ -1,20 +1,24 @@
 """MedMNIST .npz files: read as arrays, or written as PNG + CSV with the official split."""
 
+import hashlib
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from tqdm import tqdm
 
-from dataloaders.worker_pool import available_cores, write_png
+from dataloaders.dataset import ImageDataset
+from dataloaders.table import ImageTable
 from utils.errors import UserError
 from utils.files import atomic_write, sweep_temporary_files
+from utils.workers import available_cores, write_png
 
 # split -> the prefix of its arrays in the file
 SPLITS = {"training": "train", "validation": "val", "testing": "test"}
@@ -221,3 +225,42 @@ def _read_header(stream) -> tuple[tuple[int, ...], bool, np.dtype]:
     if version == (1, 0):
         return np.lib.format.read_array_header_1_0(stream)
     return np.lib.format.read_array_header_2_0(stream)
+
+
+def load_medmnist(
+    path: Path, image_size: int, cache: str, splits: Sequence[str] = tuple(SPLITS)
+) -> tuple[dict[str, ImageTable], dict[str, ImageDataset]]:
+    """The file's official `splits` as tables and data sets, by name: "train", "val", "test".
+
+    Images are resized to `image_size` (bilinear) unless that is 0. `UserError` as `read_medmnist`.
+    """
+    classes = tuple(read_class_names(path))
+    arrays = read_medmnist(path, splits)
+    tables, datasets = {}, {}
+    for split_name, (images, labels) in arrays.items():
+        name = SPLITS[split_name]
+        names = [f"{name}_{row:06}" for row in range(len(labels))]
+        tables[name] = ImageTable(
+            path, names, labels, classes, None, None, None, np.arange(1, len(labels) + 1), 0
+        )
+        pixels = resize_pixels(images if images.ndim == 4 else images[..., None], image_size)
+        digest = hashlib.blake2b(pixels.tobytes() + labels.tobytes(), digest_size=16)
+        datasets[name] = ImageDataset(
+            pixels, labels, names, classes, None, digest.hexdigest(), cache
+        )
+    return tables, datasets
+
+
+def resize_pixels(images: np.ndarray, image_size: int) -> np.ndarray:
+    """uint8 (N, H, W, 1 or 3) -> (N, S, S, 1 or 3), bilinear; S 0 keeps the size."""
+    if image_size == 0 or images.shape[1:3] == (image_size, image_size):
+        return images
+    channels = images.shape[3]
+
+    def resize(image: np.ndarray) -> np.ndarray:
+        picture = Image.fromarray(image.squeeze(-1) if channels == 1 else image)
+        resized = picture.resize((image_size, image_size), Image.Resampling.BILINEAR)
+        return np.asarray(resized).reshape(image_size, image_size, channels)
+
+    with ThreadPoolExecutor() as pool:
+        return np.stack(list(pool.map(resize, images)))

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dataloaders.csv_cells import read_csv_text
-from dataloaders.split_report import class_set_table, shared_values
+from dataloaders.columns import read_csv_text
+from dataloaders.split import class_set_table, shared_values
 from dataloaders.table import LABEL_UNCERTAINTY, ImageTable, read_table
-from utils.errors import UserError, run_command
+from utils.errors import OneLineParser, UserError, run_command
 from utils.files import write_text
-from utils.flags import OneLineParser
 
 SPLIT_FILES = ("training.csv", "validation.csv", "testing.csv")
 DEFAULT_SIZES = (0.7, 0.1, 0.2)

@@ -13,10 +13,11 @@ from dataloaders.columns import (
     KNOWN_COLUMNS,
     find_class_columns,
     find_special_columns,
+    quoted,
+    read_csv_text,
     refuse_long_form,
     spelling_hint,
 )
-from dataloaders.csv_cells import quoted, read_csv_text
 from utils.errors import UserError
 
 LABEL_UNCERTAINTY = ("U-Ones", "U-Zeros", "U-MultiClass")
@@ -349,3 +350,29 @@ def _missing_remedy(name: str, root: Path) -> str:
         if os.path.isfile(os.path.join(root, found)):
             return f"there is {quoted(found)}; write that, or names without suffix"
     return "check --root_path, or delete the row"
+
+
+def read_unlabeled_table(path: str | Path, class_names: Sequence[str]) -> ImageTable:
+    """Read a CSV whose column ImageID (or ID) names the images; every other column is ignored.
+
+    All labels of the table are 0 and mean nothing; `class_names` are those that others learn.
+    Raises `UserError` for whatever cannot be read without guessing.
+    """
+    text = read_csv_text(path)
+    image_column = find_special_columns(text, None, None)["image"]
+    cells, line_numbers = text.columns()
+    names = list(cells[text.header.index(image_column)])
+    if "" in names:
+        line = line_numbers[names.index("")]
+        raise UserError(f"{path} line {line}: column {image_column!r} is empty; delete the row")
+    return ImageTable(
+        source=Path(path),
+        names=names,
+        labels=np.zeros(len(names), dtype=np.int64),
+        class_names=tuple(class_names),
+        groups=None,
+        sites=None,
+        clients=None,
+        line_numbers=line_numbers,
+        dropped=0,
+    )

@@ -11,8 +11,7 @@ import torch
 from flwr.app import ConfigRecord, Context
 
 from dataloaders.dataset import ImageDataset, load_dataset
-from dataloaders.table import read_table
-from dataloaders.unlabeled import read_unlabeled_table
+from dataloaders.table import read_table, read_unlabeled_table
 from deploy.messages import unpack_flags
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError

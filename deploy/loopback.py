@@ -21,15 +21,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataloaders.embedded import place_embedded_data
 from dataloaders.federated import deal_clients, load_tables
+from dataloaders.phantom.embedded import place_embedded_data
 from dataloaders.table import ImageTable, resolve_images
 from deploy.credentials import make_credentials, make_node_key
+from deploy.offline import offline_environment
 from federation import clients_taking_part
 from options import args_parser, needs_embedded_data
 from utils.errors import UserError, run_command
 from utils.files import write_text
-from utils.offline import offline_environment
 from utils.table_files import to_csv
 
 REPOSITORY = Path(__file__).resolve().parents[1]

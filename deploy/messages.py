@@ -13,8 +13,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from confuse_matrix import RelationMatrix
+from local_update import ClientUpdate
 from options import FREE_ON_RESUME, build_parser, check_values
-from utils.client import ClientUpdate
 from utils.errors import UserError
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from utils.predictions import Predictions
+from utils.metrics.predictions import Predictions
 
 CLASSES = ("round", "square", "star")
 

@@ -9,10 +9,10 @@ import torch
 
 from confuse_matrix import RelationMatrix
 from dataloaders.dataset import ImageDataset
+from local_update import LocalUpdate
+from networks.devices import place_network
 from networks.models import DenseNet121
 from options import args_parser
-from utils.client import LocalUpdate
-from utils.devices import place_network
 
 CLASSES = 5
 CPU = torch.device("cpu")

@@ -11,7 +11,8 @@ from PIL import Image
 import networks.densenet
 import train_main
 from networks.models import DenseNet121
-from utils.checkpoint import model_content, save_checkpoint
+from networks.saved import model_content
+from utils.checkpoint import save_checkpoint
 from utils.errors import run_command
 
 CLASSES = ["bleed", "none"]

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
 
-from utils.bootstrap import (
+from utils.metrics.intervals import (
     Ranking,
     auroc_draws,
     bootstrap_auroc,
@@ -62,7 +62,7 @@ def test_a_draw_takes_whole_patients_with_all_their_images():
 def test_draws_do_not_depend_on_how_many_come_at_a_time(monkeypatch):
     labels, probabilities, groups = clustered_case()
     together = auroc_draws(labels, probabilities, groups, 50, seed=1)[1]
-    monkeypatch.setattr("utils.bootstrap.CHUNK_BYTES", 8 * len(labels) * 7)
+    monkeypatch.setattr("utils.metrics.intervals.CHUNK_BYTES", 8 * len(labels) * 7)
     in_sevens = auroc_draws(labels, probabilities, groups, 50, seed=1)[1]
     assert np.array_equal(together, in_sevens)
 

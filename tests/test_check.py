@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataloaders.check import check_data
+from dataloaders.federated import check_data
 from dataloaders.table import ImageTable, read_table
 from utils.errors import UserError
 

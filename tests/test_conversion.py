@@ -11,15 +11,12 @@ import pandas as pd
 import pytest
 from pydicom.uid import RLELossless
 
-from dataloaders.conversion import Conversion, Source
-from dataloaders.worker_pool import Task, WorkerPool
-from tests.dicom_files import (
-    ct_dataset,
-    long_label_rows,
-)
+from dataloaders.prepare.conversion import Conversion, Source
+from tests.dicom_files import ct_dataset, long_label_rows
 from tests.prepare_command import PREPARE, REPOSITORY, rsna, write_labels
 from utils.errors import UserError
-from utils.locks import FolderLock
+from utils.files import FolderLock
+from utils.workers import Task, WorkerPool
 
 
 def die_on_request(path: str) -> tuple[np.ndarray, tuple[()]]:

@@ -9,7 +9,7 @@ import torch
 from dataloaders.augment import Augmentation, normalize
 from dataloaders.dataset import ImageDataset, batch_bounds, load_dataset
 from dataloaders.table import read_table
-from utils.client import LocalUpdate
+from local_update import LocalUpdate
 from utils.errors import UserError
 
 CPU = torch.device("cpu")

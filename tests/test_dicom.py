@@ -25,10 +25,11 @@ from dataloaders.dicom import (
     MAX_FILE_BYTES,
     Preprocessing,
     UnreadableDicom,
+    apply_window,
     read_hounsfield,
     read_picture,
+    window_picture,
 )
-from dataloaders.windows import apply_window, window_picture
 from tests.dicom_files import BIRTH_DATE, ct_dataset, head, write_ct, write_deflated
 
 REPOSITORY = Path(__file__).parents[1]

@@ -11,8 +11,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from tests.examples import CLASSES, example_predictions, without_class
 from utils.errors import UserError
-from utils.evaluation import confident_mistakes, evaluate, evaluation_tables
-from utils.predictions import read_predictions, write_predictions
+from utils.metrics.evaluation import confident_mistakes, evaluate, evaluation_tables
+from utils.metrics.predictions import read_predictions, write_predictions
 
 PROJECT = Path(__file__).parent.parent
 

@@ -11,9 +11,9 @@ from matplotlib.text import Text
 from sklearn.metrics import roc_curve
 
 from tests.examples import example_predictions, without_class
-from utils.bootstrap import bootstrap_curves
-from utils.evaluation import confident_mistakes, evaluate
-from utils.evaluation_figures import (
+from utils.metrics.evaluation import confident_mistakes, evaluate
+from utils.metrics.intervals import bootstrap_curves
+from utils.report.figures import (
     STYLE,
     confusion_figure,
     draw_all,

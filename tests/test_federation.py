@@ -10,13 +10,13 @@ import torch
 
 import train_main
 from confuse_matrix import RelationMatrix
-from dataloaders.split_file import Split
+from dataloaders.split import Split
 from federation import average_weights, clients_of_round, clients_taking_part, mean_relation
+from local_update import ClientUpdate
+from networks.devices import choose_devices
 from options import args_parser
-from utils.client import ClientUpdate
-from utils.devices import choose_devices
+from record.rounds import RoundMatrices, round_row
 from utils.errors import UserError
-from utils.rounds import RoundMatrices, round_row
 
 
 def options(*flags: str) -> Namespace:

@@ -8,9 +8,9 @@ from torch.nn import functional
 
 from dataloaders.dataset import ImageDataset
 from networks.models import DenseNet121
+from predict.gradcam import MOST_CLASSES, choose_samples, draw_gradcam, grad_cam
 from tests.examples import example_predictions
-from utils.gradcam import MOST_CLASSES, choose_samples, draw_gradcam, grad_cam
-from utils.predictions import Predictions
+from utils.metrics.predictions import Predictions
 
 
 @pytest.fixture(scope="module")

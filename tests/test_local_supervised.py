@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from local_supervised import SupervisedLocalUpdate
+from local_update import Stopped
 from tests.small_clients import (
     CLASSES,
     CPU,
@@ -21,7 +22,7 @@ from tests.small_clients import (
     stop_at_forward,
     with_draws,
 )
-from utils.client import Stopped, copy_weights
+from utils.tensors import copy_weights
 
 INDICES = torch.tensor([0, 1, 2, 3, 5, 6, 8, 10, 13])  # batches of 4 and 5; no image of class 4
 

@@ -13,6 +13,7 @@ from local_unsupervised import (
     UnsupervisedLocalUpdate,
     update_ema_variables,
 )
+from local_update import Stopped
 from tests.small_clients import (
     CLASSES,
     CPU,
@@ -32,8 +33,8 @@ from tests.small_clients import (
     stop_at_forward,
     with_draws,
 )
-from utils.client import Stopped, copy_weights
 from utils.losses import mean_prediction, predictive_entropy, softmax_mse_loss
+from utils.tensors import copy_weights
 
 INDICES = torch.tensor([1, 2, 4, 7, 9, 11, 12])  # batches of 4 and 3
 HEAD = "densenet121.classifier.0.weight"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from utils.metrics import calibration, classification_metrics, sweep, youden_thresholds
+from utils.metrics.numbers import calibration, classification_metrics, sweep, youden_thresholds
 
 NAN = float("nan")
 

@@ -9,9 +9,10 @@ from torchvision.models import densenet121
 
 from networks.attention import SelfAttention
 from networks.densenet import find_imagenet_weights, load_imagenet_weights
+from networks.devices import place_network
 from networks.models import DenseNet121, SeededDropout
-from utils.checkpoint import build_network, load_model, load_weights, save_checkpoint
-from utils.devices import place_network
+from networks.saved import build_network, load_model, load_weights
+from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
 
 CLASSES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dataloaders.embedded import name_embedded_data
+from dataloaders.phantom.embedded import name_embedded_data
 from options import (
     FREE_ON_RESUME,
     PRESETS,
@@ -17,8 +17,8 @@ from options import (
     explicit_flags,
     needs_embedded_data,
 )
+from record.opening import differences, plain_args, resumed_args
 from utils.errors import UserError
-from utils.resume import differences, plain_args, resumed_args
 
 ROOT = Path(__file__).parents[1]
 DATA = ["--root_path", "images", "--csv_file_train", "a.csv", "--csv_file_test", "c.csv"]

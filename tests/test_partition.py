@@ -19,11 +19,12 @@ from dataloaders.partition import (
     split_dirichlet,
     split_table,
 )
-from dataloaders.split_file import load_split, save_split
-from dataloaders.split_report import (
+from dataloaders.split import (
     class_client_table,
     class_set_table,
+    load_split,
     missing_class_warnings,
+    save_split,
     shared_values,
 )
 from dataloaders.table import ImageTable, read_table

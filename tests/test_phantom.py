@@ -4,15 +4,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from dataloaders.phantom import (
-    CLASS_NAMES,
-    RSNA_PROPORTIONS,
-    generate,
-)
-from dataloaders.phantom_bleeds import blood_of, draw_bleed, strain_of
-from dataloaders.phantom_brain import find_spaces, no_strain
-from dataloaders.phantom_head import band, draw_head, edge, place
-from dataloaders.windows import window_picture
+from dataloaders.dicom import window_picture
+from dataloaders.phantom.__main__ import CLASS_NAMES, RSNA_PROPORTIONS, generate
+from dataloaders.phantom.bleeds import blood_of, draw_bleed, strain_of
+from dataloaders.phantom.brain import find_spaces, no_strain
+from dataloaders.phantom.head import band, draw_head, edge, place
 
 EQUAL = [1] * 5
 
@@ -52,7 +48,7 @@ def test_same_seed_same_bytes_and_patients_do_not_depend_on_their_number(phantom
 
 
 def test_identifiers_never_repeat_in_a_large_data_set():
-    from dataloaders.phantom_patients import _identifier
+    from dataloaders.phantom.__main__.patients import _identifier
 
     images = {_identifier("images", 1, p * 1024 + i, 9) for p in range(20_000) for i in range(10)}
     assert len(images) == 200_000
@@ -62,7 +58,7 @@ def test_identifiers_never_repeat_in_a_large_data_set():
 @pytest.mark.parametrize("proportions", [None, EQUAL, [0, 3, 1, 0, 0]])
 @pytest.mark.parametrize("count", [40, 500])
 def test_patients_keep_the_proportions_at_every_number(proportions, count):
-    from dataloaders.phantom_patients import _kind_of, _shares
+    from dataloaders.phantom.__main__.patients import _kind_of, _shares
 
     shares = _shares(proportions, healthy_fraction=0.25)
     weights = np.array(proportions or RSNA_PROPORTIONS, dtype=float)

@@ -12,15 +12,15 @@ import pydicom
 import pytest
 from PIL import Image
 
-from dataloaders.phantom import (
+from dataloaders.dicom import window_picture
+from dataloaders.phantom.__main__ import (
     CLASS_NAMES,
     generate,
     write_contact_sheet,
     write_dicom,
     write_png,
 )
-from dataloaders.phantom_files import class_table
-from dataloaders.windows import window_picture
+from dataloaders.phantom.files import class_table
 from utils.errors import UserError
 
 EQUAL = [1] * 5
@@ -204,7 +204,7 @@ def test_command_writes_dicom_and_says_what_is_next(tmp_path):
     ],
 )
 def test_command_refuses_flags_out_of_range_in_one_line(tmp_path, flags):
-    from dataloaders.phantom import main
+    from dataloaders.phantom.__main__.__main__ import main
 
     with pytest.raises(UserError) as caught:
         main(["--out", str(tmp_path / "new"), *flags])

@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from utils import comparison_plots, plots
-from utils.comparison_plots import (
+from utils.errors import UserError
+from utils.plots import comparison as comparison_plots
+from utils.plots import runs as plots
+from utils.plots.comparison import (
     CurvePanel,
     Spread,
     draw_bars,
@@ -22,16 +24,18 @@ from utils.comparison_plots import (
     seed_spread,
     spread_of,
 )
-from utils.errors import UserError
-from utils.figures import matrix_triple
-from utils.plots import compare_runs, draw_curves, draw_relation, rebuild_figures
-from utils.run_folder import (
+from utils.plots.runs import (
+    compare_runs,
+    draw_curves,
+    draw_relation,
     last_value,
     read_arguments,
     read_environment,
     read_matrices,
     read_metrics,
+    rebuild_figures,
 )
+from utils.plots.style import matrix_triple
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ["epidural", "subdural", 'any, "other"']

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from utils.errors import UserError
-from utils.predictions import read_predictions, write_predictions
+from utils.metrics.predictions import read_predictions, write_predictions
 
 GOOD = "ImageID,PatientID,label,left,right\na.png,007,left,0.75,0.25\nb.png,8,right,0.5,0.5\n"
 

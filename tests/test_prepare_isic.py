@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from dataloaders.isic import CLASSES, convert_photograph, read_isic_labels
+from dataloaders.prepare.isic import CLASSES, convert_photograph, read_isic_labels
 from tests.prepare_command import one_line_error, prepare
 from utils.errors import UserError
 

@@ -13,10 +13,9 @@ from PIL import Image
 from pydicom.uid import RLELossless
 
 from dataloaders.dicom import Preprocessing, read_hounsfield, read_picture
-from dataloaders.labelled_files import Options
-from dataloaders.phantom import generate, write_dicom
-from dataloaders.rsna import prepare_rsna
-from dataloaders.rsna_labels import SUBTYPES, read_rsna_labels
+from dataloaders.phantom.__main__ import generate, write_dicom
+from dataloaders.prepare.conversion import Options
+from dataloaders.prepare.rsna import SUBTYPES, prepare_rsna, read_rsna_labels
 from tests.dicom_files import (
     BIRTH_DATE,
     PATIENT_NAME,

@@ -16,12 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dataloaders.isic import CLASSES
-from dataloaders.phantom import generate, write_dicom, write_png
+from dataloaders.phantom.__main__ import generate, write_dicom, write_png
+from dataloaders.prepare.isic import CLASSES
 from tests.small_clients import CPU, make_args, make_dataset, make_network
 from tests.typed_commands import PROJECT, blocks_of, commands_of, type_command, type_here
 from utils.checkpoint import load_checkpoint
-from utils.client import copy_weights
+from utils.tensors import copy_weights
 
 CSVS = (
     "--csv_file_train {0}/training.csv --csv_file_val {0}/validation.csv "

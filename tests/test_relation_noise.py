@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.relation_noise import batch_noise
-from utils.predictions import write_predictions
+from utils.metrics.predictions import write_predictions
 
 
 def noise(logits, size, batches=50):

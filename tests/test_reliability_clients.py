@@ -9,15 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import utils.client_store
-import utils.run_state
+import record.state
 from confuse_matrix import RelationMatrix
+from local_update import ClientUpdate
+from record.guard import ClientGuard, find_bad_number, find_misfit
+from record.state import ClientStore, Progress, RunState, StateFiles, choose_placement
 from utils.checkpoint import load_checkpoint
-from utils.client import ClientUpdate
-from utils.client_checks import ClientGuard, find_bad_number, find_misfit
-from utils.client_store import ClientStore, choose_placement
 from utils.errors import UserError
-from utils.run_state import Progress, RunState, StateFiles
 
 NAN, INF = float("nan"), float("inf")
 
@@ -85,10 +83,8 @@ def test_a_client_that_rests_keeps_its_file_and_older_generations_go(store, tmp_
 
 
 def test_the_trainer_does_not_wait_for_the_disk(tmp_path, monkeypatch):
-    gate, real = threading.Event(), utils.client_store.save_checkpoint
-    monkeypatch.setattr(
-        utils.client_store, "save_checkpoint", lambda *a: (gate.wait(10), real(*a))[1]
-    )
+    gate, real = threading.Event(), record.state.save_checkpoint
+    monkeypatch.setattr(record.state, "save_checkpoint", lambda *a: (gate.wait(10), real(*a))[1])
     store = ClientStore(tmp_path, "host")
     for client in range(2):
         store.remember(client, 0, memory(client))  # returns while nothing is written
@@ -122,15 +118,15 @@ def test_a_damaged_file_is_not_adopted(store, tmp_path, damage):
 def test_a_round_is_committed_when_every_client_is_on_the_disk_and_not_before(
     tmp_path, monkeypatch
 ):
-    gate, real, order = threading.Event(), utils.client_store.save_checkpoint, []
+    gate, real, order = threading.Event(), record.state.save_checkpoint, []
 
     def save(path, content):
         gate.wait(10)
         order.append(path.name)
         return real(path, content)
 
-    monkeypatch.setattr(utils.client_store, "save_checkpoint", save)
-    monkeypatch.setattr(utils.run_state, "save_checkpoint", save)
+    monkeypatch.setattr(record.state, "save_checkpoint", save)
+    monkeypatch.setattr(record.state, "save_checkpoint", save)
     store = ClientStore(tmp_path / "clients", "host")
     states = StateFiles(tmp_path, store)
     for client in range(2):

@@ -15,20 +15,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from networks.saved import load_model, starting_weights
 from tests.torture.flips import flip_bit
-from utils.checkpoint import (
-    TAIL_BYTES,
-    load_checkpoint,
-    load_model,
-    save_checkpoint,
-    starting_weights,
-    verify_checkpoint,
-)
+from utils.checkpoint import TAIL_BYTES, load_checkpoint, save_checkpoint, verify_checkpoint
 from utils.errors import UserError
-from utils.files import atomic_write, hash_file, sweep_temporary_files, write_text
-from utils.locks import FolderLock, waiting_lock
+from utils.files import (
+    FolderLock,
+    atomic_write,
+    hash_file,
+    sweep_temporary_files,
+    waiting_lock,
+    write_text,
+)
 from utils.logger import Curves, RunLog
-from utils.nested import find_non_finite
+from utils.tensors import find_non_finite
 
 HOME = Path(__file__).resolve().parents[1]
 HEAD = "densenet121.classifier.0.weight"

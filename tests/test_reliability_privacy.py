@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from dataloaders.dataset import load_dataset
-from dataloaders.phantom import generate, write_dicom
+from dataloaders.phantom.__main__ import generate, write_dicom
 from dataloaders.table import read_table
 from utils.errors import UserError
 

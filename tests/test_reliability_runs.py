@@ -18,6 +18,7 @@ import train_main
 from dataloaders.dataset import ImageDataset
 from local_supervised import SupervisedLocalUpdate
 from local_unsupervised import UnsupervisedLocalUpdate
+from networks.saved import load_model
 from tests.conftest import DataFolder
 from tests.torture.runs import (
     build_small_densenet,
@@ -26,7 +27,7 @@ from tests.torture.runs import (
     whole_states,
     write_predictions_only,
 )
-from utils.checkpoint import load_checkpoint, load_model, save_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import run_command
 
 SMALL = ["--preset", "paper", "--pretrained", "0", "--image_size", "32", "--batch_size", "4"]
@@ -47,7 +48,7 @@ class Ended(NamedTuple):
 def small_parts(monkeypatch):
     """A network, a report and a disk that take no time."""
     monkeypatch.setattr("networks.models.build_densenet121", build_small_densenet)
-    monkeypatch.setattr("utils.run.report_run", write_predictions_only)
+    monkeypatch.setattr("record.run.report_run", write_predictions_only)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
@@ -146,7 +147,7 @@ def test_memories_go_after_the_last_round_where_asked(train, begun, tmp_path, mo
     assert train("--resume", begun).status == 0  # a report once more: nothing else is to do
     assert sorted(os.listdir(checkpoints)) == kept and os.listdir(checkpoints / "clients") == []
     with monkeypatch.context() as small_disk:  # a report needs no room for states
-        small_disk.setattr("utils.run.free_bytes", lambda folder: 0)
+        small_disk.setattr("record.run.free_bytes", lambda folder: 0)
         assert train("--resume", begun).status == 0
     words = refused(train("--resume", begun, "--rounds", 3))
     assert "ended after 2" in words and "--keep_state 0" in words
@@ -282,7 +283,7 @@ def test_a_start_from_other_classes_is_refused_before_a_network_is_built(
 def test_a_disk_too_small_for_the_states_is_refused_at_once(
     train, phantom_folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("utils.run.free_bytes", lambda folder: 100_000)
+    monkeypatch.setattr("record.run.free_bytes", lambda folder: 100_000)
     run_dir = tmp_path / "runs" / "new"
     words = refused(train(*SMALL, *phantom_folder.flags(), "--run_dir", run_dir))
     assert f"{run_dir}: 0.1 MB free and 0." in words and "needed" in words

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from tests.examples import example_predictions, without_class
-from utils.claim import ITEMS
 from utils.errors import UserError
-from utils.report import rebuild_report, write_report
+from utils.report.page import ITEMS, rebuild_report, write_report
 
 PROJECT = Path(__file__).parent.parent
 FACTS = {"checkpoint": "epoch_7.pth", "architecture": "DenseNet121", "preprocessing": "64 pixels"}

@@ -14,12 +14,11 @@ import pytest
 
 import reproduce
 from options import build_parser
-from utils import figures
-from utils.comparison import nearest_rounds, reported_rows
+from paper.comparison import nearest_rounds, reported_rows
+from paper.published import ITEMS, METHOD_TITLES, PAPER, SLIDES, gap_closed
 from utils.errors import UserError
-from utils.experiments import ITEMS, METHOD_TITLES
-from utils.paper_numbers import PAPER, SLIDES, gap_closed
-from utils.run_folder import read_metrics
+from utils.plots import style as figures
+from utils.plots.runs import read_metrics
 
 ROOT = Path(__file__).parents[1]
 ROUNDS = 4

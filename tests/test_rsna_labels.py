@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 
-from dataloaders.rsna_labels import SUBTYPES, read_rsna_labels
-from tests.dicom_files import (
-    long_label_rows,
-)
+from dataloaders.prepare.rsna import SUBTYPES, read_rsna_labels
+from tests.dicom_files import long_label_rows
 from tests.prepare_command import write_labels
 from utils.errors import UserError
 
@@ -23,7 +21,7 @@ def test_long_labels_become_one_row_per_image(tmp_path):
 
 
 def test_rows_in_any_order_and_across_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr("dataloaders.rsna_labels.ROWS_AT_ONCE", 5)
+    monkeypatch.setattr("dataloaders.prepare.rsna.ROWS_AT_ONCE", 5)
     lines = long_label_rows(IMAGES)
     np.random.default_rng(0).shuffle(lines)
     table = read_rsna_labels(write_labels(tmp_path / "a.csv", lines)).table

@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from local_unsupervised import IGNORED, SelfTrainingLocalUpdate
+from local_update import Stopped
 from tests.small_clients import (
     CPU,
     assert_identical,
@@ -18,7 +19,7 @@ from tests.small_clients import (
     stop_at_forward,
     with_draws,
 )
-from utils.client import Stopped, copy_weights
+from utils.tensors import copy_weights
 
 INDICES = torch.tensor([1, 2, 4, 7, 9, 11, 12])  # batches of 4 and 3
 

@@ -5,9 +5,8 @@ import threading
 import pytest
 import torch
 
-from dataloaders.copies import computed_ahead
-from utils.client import set_tensors
-from utils.nested import to_host
+from dataloaders.pixels import computed_ahead
+from utils.tensors import set_tensors, to_host
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 5])

@@ -7,15 +7,20 @@ import pytest
 import torch
 from torch import nn
 
+from networks import devices as compilation
 from networks.densenet import NUM_FEATURES
+from networks.devices import (
+    choose_compile,
+    choose_precision,
+    compile_networks,
+    evaluation_batch_size,
+    set_precision,
+)
 from networks.models import DenseNet121
+from predict.inference import predict, predict_on_all
 from tests.small_clients import CPU, assert_identical, make_dataset, make_network
-from utils import compilation
-from utils.client import copy_weights
-from utils.compilation import choose_compile, compile_networks
-from utils.devices import choose_precision, set_precision
 from utils.errors import UserError
-from utils.inference import evaluation_batch_size, predict, predict_on_all
+from utils.tensors import copy_weights
 
 CUDA = [torch.device("cuda", 0), torch.device("cuda", 1)]
 

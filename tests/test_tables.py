@@ -11,7 +11,8 @@ import pytest
 
 from options import FREE_ON_RESUME
 from utils.errors import UserError
-from utils.log_lines import (
+from utils.table_files import to_latex
+from utils.tables.log_lines import (
     CLIENT_RULE,
     NOTE_MARK,
     SIDE_BY_SIDE,
@@ -22,10 +23,8 @@ from utils.log_lines import (
     namespace_line,
     training_size_line,
 )
-from utils.log_reader import RESUMPTION_FLAGS, parse_log
-from utils.namespace_text import parse_namespace
-from utils.table_files import to_latex
-from utils.tables import groups_table, mean_and_spread, read_logs
+from utils.tables.log_reader import RESUMPTION_FLAGS, parse_log, parse_namespace
+from utils.tables.tables import groups_table, mean_and_spread, read_logs
 
 SAMPLE = """Begin: com_round = 94
 

@@ -15,13 +15,14 @@ from sklearn import metrics as sklearn_metrics
 
 from dataloaders.dataset import load_dataset
 from dataloaders.table import read_table
+from networks.saved import build_network
+from predict.card import describe_model
+from predict.inference import predict, predict_set
 from tests.used_run import run_test_py, train_small_run
-from utils.checkpoint import build_network, load_checkpoint, save_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
-from utils.inference import predict
-from utils.network_report import describe_model, predict_set
-from utils.predictions import read_predictions, write_predictions
-from utils.report import rebuild_report
+from utils.metrics.predictions import read_predictions, write_predictions
+from utils.report.page import rebuild_report
 
 PROJECT = Path(__file__).parent.parent
 REPORT_FIGURES = {

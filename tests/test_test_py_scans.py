@@ -13,16 +13,17 @@ import torch
 
 from dataloaders.dataset import load_dataset
 from dataloaders.dicom import Preprocessing
-from dataloaders.phantom import CLASS_NAMES
-from dataloaders.rsna import convert_dicom
+from dataloaders.phantom.__main__ import CLASS_NAMES
+from dataloaders.prepare.rsna import convert_dicom
 from dataloaders.table import read_table
-from dataloaders.worker_pool import write_png
+from networks.saved import build_network, model_content
+from predict.inference import predict
+from predict.scans import ScanFiles, _whole_batches, predict_scans, write_scan_predictions
 from tests.dicom_files import PATIENT_NAME, head, write_ct
 from tests.used_run import PROJECT, run_test_py
-from utils.checkpoint import build_network, model_content, save_checkpoint
+from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
-from utils.inference import predict
-from utils.scan_prediction import ScanFiles, _whole_batches, predict_scans, write_scan_predictions
+from utils.workers import write_png
 
 ARCHITECTURE = {"mode": "U-Ones", "drop_rate": 0.2, "attention": "none"}
 RECORDED = {"image_size": 32, "dicom": {"window": "triple", "size": 40}}

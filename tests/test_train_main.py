@@ -18,10 +18,11 @@ from sklearn.metrics import roc_auc_score
 
 import train_main
 from dataloaders.table import read_table
+from networks.saved import load_model
 from tests.small_clients import assert_identical
-from utils.checkpoint import load_checkpoint, load_model
-from utils.log_reader import parse_log
-from utils.predictions import read_predictions
+from utils.checkpoint import load_checkpoint
+from utils.metrics.predictions import read_predictions
+from utils.tables.log_reader import parse_log
 
 ROOT = Path(__file__).parents[1]
 ROUNDS = 3

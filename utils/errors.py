@@ -1,8 +1,28 @@
 """Errors that the user can mend, and how a command ends on one."""
 
+import argparse
 import sys
 from collections.abc import Callable
 from typing import NoReturn
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Reports a bad flag as this project reports every mistake: in one line. `prog` is needed."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (all flags: {self.prog} --help)")
+
+
+def whole_number(flag: str, lowest: int, highest: int) -> Callable[[str], int]:
+    """An argparse type: a whole number from `lowest` to `highest`; else `UserError`."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not lowest <= int(text) <= highest:
+            raise UserError(f"{flag} {text}: give a whole number from {lowest} to {highest}")
+        return int(text)
+
+    return parse
+
 
 EXIT_USER_ERROR = 2
 

@@ -20,7 +20,7 @@ from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
 from utils.files import write_text
-from utils.log_lines import NOTE_MARK
+from utils.tables.log_lines import NOTE_MARK
 
 
 class StampFormatter(logging.Formatter):

@@ -10,13 +10,13 @@ import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from deploy.client import build_client_app
+from deploy.server import serve
+from deploy.simulation import HashableFlags, simulated_site
 from deploy.sites import SiteRegister
 from federation import prepare
-from flower_client import build_client_app
-from flower_server import serve
-from flower_simulation import HashableFlags, simulated_site
 from options import args_parser
-from utils.run import open_run
+from record.run import open_run
 
 Tamper = Callable[[int, int, Message], Message | None]
 

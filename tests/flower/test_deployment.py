@@ -20,7 +20,7 @@ from deploy.loopback import LoopbackFederation, free_port
 from options import args_parser
 from tests.flower.conftest import Result, assert_same
 from utils.errors import UserError
-from utils.locks import FolderLock
+from utils.files import FolderLock
 
 SECONDS = 400
 

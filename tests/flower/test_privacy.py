@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
+from deploy.privacy import add_noise, clip_update, epsilon, guarantee, noise_deviation
 from FedAvg import FedAvg
 from options import args_parser
 from tests.flower.conftest import Result
 from tests.flower.local_grid import run_rounds
 from tests.flower.test_faults import honest, nothing
 from utils.errors import UserError
-from utils.privacy import add_noise, clip_update, epsilon, guarantee, noise_deviation
 
 
 def test_update_is_scaled_as_one_vector_and_statistics_are_not():

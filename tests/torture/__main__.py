@@ -6,12 +6,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
+from tests.torture import disk, flips, folder, images, kill
+from tests.torture.runs import METHODS
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the trials fork
-
-import torch  # noqa: E402
-
-from tests.torture import disk, flips, folder, images, kill  # noqa: E402
-from tests.torture.runs import METHODS  # noqa: E402
 
 KILLS, STOPS, BITS, IMAGES, DISKS, FOLDERS = 200, 60, 400, 1000, 40, 10
 

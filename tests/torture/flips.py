@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from dataloaders.pixels import load_pixels
+from networks.saved import load_model
 from tests.torture import runs
-from utils.checkpoint import load_checkpoint, load_model
+from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 
 

@@ -18,16 +18,16 @@ from torch import nn
 from torchvision.models import DenseNet
 
 import networks.models
+import record.run
 import train_main
-import utils.run
 from dataloaders.partition import SPLIT_FILES, split_table, write_parts
-from dataloaders.phantom import generate, write_png
+from dataloaders.phantom.__main__ import generate, write_png
 from dataloaders.table import read_table
+from predict.inference import predict_set
 from utils.checkpoint import load_checkpoint, verify_checkpoint
 from utils.errors import run_command
-from utils.nested import named_tensors
-from utils.network_report import predict_set
-from utils.predictions import write_predictions
+from utils.metrics.predictions import write_predictions
+from utils.tensors import named_tensors
 
 METHODS = ("fedirm", "fed_consistency", "fed_selftraining", "fedavg")
 TIMES = ("seconds_labeled", "seconds_unlabeled", "seconds_round")
@@ -86,7 +86,7 @@ def start(
         sys.argv = ["train_main.py", *map(str, arguments)]
         if small:
             networks.models.build_densenet121 = build_small_densenet
-            utils.run.report_run = write_predictions_only
+            record.run.report_run = write_predictions_only
         if before is not None:
             before()
         run_command(main)

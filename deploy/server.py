@@ -1,0 +1,193 @@
+"""The server of a federation on Flower: the rounds of the plain loop, its clients at sites.
+
+`server_app` is what a SuperLink runs; `python train_main.py --engine flower` runs the same
+rounds over simulated sites (flower_simulation.py).
+"""
+
+import os
+import shlex
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
+
+from dataloaders.federated import FederatedData, load_federated_data
+from deploy.messages import pack_matrix, pack_weights, unpack_update
+from deploy.privacy import add_noise, clip_update, guarantee, noise_deviation, secret_generator
+from deploy.sites import RemoteSite, SiteRegister
+from federation import average_weights, build_networks, first_weights, mean_relation, start
+from local_update import ClientUpdate
+from networks.devices import choose_devices, set_deterministic
+from networks.models import DenseNet121
+from options import args_parser
+from record.run import Run, open_run
+from record.state import Progress
+from utils.files import disk_full_as_user_error
+
+
+class FedIRM(FlowerFedAvg):
+    """Flower's FedAvg with this project's rounds: who takes part, the relation matrix on its way
+    down and up, this project's average in the clients' order, evaluation, log and files."""
+
+    def __init__(
+        self,
+        run: Run,
+        data: FederatedData,
+        net: DenseNet121,
+        device: torch.device,
+        sites: SiteRegister,
+        progress: Progress,
+    ):
+        super().__init__(fraction_evaluate=0.0)
+        self.run, self.data, self.net, self.device = run, data, net, device
+        self.sites, self.progress = sites, progress
+        self.sent: dict[RemoteSite, Message] = {}  # this round's tasks
+        self.asked: dict[RemoteSite, int] = {}  # and of which round's memory they are to go on
+        self.started = 0.0
+        self.parameters = [name for name, _ in net.named_parameters()]
+        if run.args.dp_noise:
+            run.say(guarantee(run.args.dp_noise, run.args.rounds - run.args.start_epoch))
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Steps 1 and 2 of a round: the weights and the mean matrix for each site that trains."""
+        round = self.progress.next_round
+        active = self.sites.ready_for(round)
+        self.started = self.run.start_round(round, active)
+        target = pack_matrix("target", self.progress.matrix)
+        self.sent, self.asked = {}, {}
+        for site in active:
+            self.run.start_client(site)
+            with self.run.memory_of(site):
+                self.asked[site] = site.memory_round
+            task = {"round": round, "memory_round": self.asked[site], **target}
+            self.sent[site] = self.sites.message(site.node_id, MessageType.TRAIN, task, arrays)
+        return list(self.sent.values())
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Steps 3 to 5: the averages of what came back; evaluate, log, save."""
+        run, (weights, matrix, round) = self.run, self.progress
+        answered = self.sites.answers(self.sent, replies, round)
+        updates = self.accepted(answered, round, weights)
+        weights, reports = average_weights(updates, run.args.fedavg_weights, self.device, run)
+        if multiplier := run.args.dp_noise:
+            by_size = run.args.fedavg_weights == "size"
+            shares = [report.num_samples if by_size else 1 for report in reports]
+            deviation = noise_deviation(multiplier, run.args.dp_clip, shares)
+            weights = add_noise(weights, self.parameters, deviation, secret_generator())
+        self.progress = Progress(weights, mean_relation(reports, matrix), round + 1)
+        run.finish_round(self.progress, [self.net], self.data, reports, self.started)
+        return pack_weights(weights), None
+
+    def accepted(
+        self,
+        answered: Sequence[tuple[RemoteSite, Message]],
+        round: int,
+        received: dict[str, torch.Tensor],
+    ) -> Iterator[ClientUpdate]:
+        """The updates that may be averaged, in the clients' order; the same checks as the loop's.
+
+        Raises `UserError` where they are fewer than `--min_clients`.
+        """
+        count = 0
+        for site, reply in answered:
+            try:
+                update = unpack_update(reply.content, received, len(self.data.class_names))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                self.run.guard.turn_away(site, round, f"its answer is no update: {error}")
+                continue
+            if reply.content["report"]["recalled"] != self.asked[site]:
+                self.run.say(f"client {site.client} has lost its memory and began anew")
+            site.memory_round = round
+            if self.run.accept(site, round, update, received):
+                count += 1
+                if norm := self.run.args.dp_clip:
+                    clipped = clip_update(update.weights, received, self.parameters, norm)
+                    update = update._replace(weights=clipped)
+                yield update
+        self.sites.refuse_too_few(count, list(self.sent), round)
+
+    def configure_evaluate(self, server_round, arrays, config, grid) -> Iterable[Message]:
+        """No evaluation at the sites: the server has test images."""
+        return []
+
+
+def serve(
+    run: Run, grid: Grid, data: FederatedData, devices: Sequence[torch.device], sites: SiteRegister
+) -> None:
+    """All rounds of a run that are still to do, with the clients at the end of `grid`."""
+    args = run.args
+    progress = run.restore(data) or start(args, data.class_names)
+    networks = build_networks(args, data.class_names, devices[:1])
+    run.begin(data, sites.all(), networks, devices[:1])
+    progress = progress._replace(weights=first_weights(args, progress, networks[0]))
+    strategy = FedIRM(run, data, networks[0], devices[0], sites, progress)
+    strategy.start(
+        grid,
+        pack_weights(progress.weights),
+        num_rounds=args.rounds - progress.next_round,
+        timeout=args.client_timeout,
+    )
+    run.finish(strategy.progress.weights, networks[0], data)
+
+
+server_app = ServerApp()
+
+
+@server_app.main()
+def main(grid: Grid, context: Context) -> None:
+    """What a SuperLink runs: the flags of train_main.py stand in the run's `flags`."""
+    end_with_parent()
+    argv = ["--engine", "sites", *shlex.split(str(context.run_config["flags"]))]
+    args = args_parser(argv)
+    run = open_run(args, argv)
+    try:
+        with disk_full_as_user_error(run.folder):
+            serve_sites(run, grid)
+    except (KeyboardInterrupt, SystemExit):  # by `flwr stop`, or because the SuperLink ended
+        run.say(f"stopped; {run.next_command()}")
+        raise
+    except Exception as error:
+        run.say(f"stopped: {error}; {run.next_command()}")
+        raise
+    finally:
+        run.close()
+
+
+def serve_sites(run: Run, grid: Grid) -> None:
+    """All rounds of a run that are still to do; the server holds no training images."""
+    args = run.args
+    set_deterministic(bool(args.deterministic))
+    devices = choose_devices(args.gpu, run.say)
+    data = load_federated_data(args, run.say)
+    sites = SiteRegister(grid, args, data.class_names, run.folder.name, run.say)
+    sites.wait_for(args.num_users)
+    data = data._replace(num_training=sum(site.num_samples for site in sites.all()))
+    serve(run, grid, data, devices, sites)
+
+
+GRACE_SECONDS = 10.0  # Flower's own way takes five
+
+
+def end_with_parent(grace: float = GRACE_SECONDS) -> None:
+    """End this process `grace` seconds after its parent, however the parent ends.
+
+    Flower raises a signal then. A main thread that waits for weights to be sent never sees it:
+    it would wait, and hold the run's folder, until there is a SuperLink again.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        time.sleep(grace)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,154 @@
+"""."""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from networks.models import ATTENTIONS, MODES, DenseNet121
+from utils.checkpoint import load_checkpoint
+from utils.errors import UserError
+from utils.tensors import find_non_finite
+
+HEAD = "densenet121.classifier.0.weight"
+
+
+def model_content(
+    weights: Mapping[str, torch.Tensor],
+    class_names: tuple[str, ...],
+    architecture: Mapping,
+    preprocessing: Mapping,
+    preset: str,
+    round: int,
+) -> dict:
+    """What an epoch_N.pth holds: all that test.py needs to use the weights on new images.
+
+    architecture: mode, drop_rate, attention of `DenseNet121`. preprocessing: image_size, and how
+    DICOM files became images where that is known. round: the round that made the weights.
+    """
+    return {
+        "state_dict": {name: value.detach().cpu() for name, value in weights.items()},
+        "class_names": list(class_names),
+        "architecture": dict(architecture),
+        "preprocessing": dict(preprocessing),
+        "preset": preset,
+        "round": round,
+    }
+
+
+def load_model(
+    path: Path, class_names: tuple[str, ...] | None = None
+) -> tuple[dict[str, torch.Tensor], dict]:
+    """(state dict, everything else) of a checkpoint of this project or of the released program.
+
+    The released program's files hold no class names: `class_names` gives them. Where the file has
+    its own, they win, and `UserError` says when `class_names` contradicts them.
+    """
+    content = load_checkpoint(path)
+    weights = content.pop("state_dict", None)
+    if weights is None:
+        weights, content = content, {}
+    weights = _plain_state_dict(path, weights)
+    _refuse_odd_description(path, content)
+    own = content.get("class_names")
+    if own is None and class_names is None:
+        raise UserError(f"{path}: holds no class names; give them with --class_names A B C ...")
+    if own is not None and class_names is not None and list(own) != list(class_names):
+        raise UserError(
+            f"{path}: made for the classes {', '.join(own)}, not {', '.join(class_names)}"
+        )
+    content["class_names"] = list(own or class_names)
+    content.setdefault("architecture", {"mode": "U-Ones", "drop_rate": 0.2, "attention": "none"})
+    num_outputs = weights[HEAD].shape[0]
+    if num_outputs != len(content["class_names"]):
+        raise UserError(
+            f"{path}: {num_outputs} outputs, but {len(content['class_names'])} class names"
+        )
+    return weights, content
+
+
+def starting_weights(
+    path: Path, class_names: tuple[str, ...], architecture: Mapping
+) -> dict[str, torch.Tensor]:
+    """Weights of a checkpoint to start a run of these classes and this network from.
+
+    Raises `UserError`, before any network is built, where the file was made for others.
+    """
+    weights, content = load_model(path, class_names)
+    attention = content["architecture"]["attention"]
+    if attention not in ("none", architecture["attention"]):
+        raise UserError(
+            f"{path}: made with --attention {attention}, this run has --attention "
+            f"{architecture['attention']}; use the same"
+        )
+    return weights
+
+
+def _plain_state_dict(path: Path, weights) -> dict[str, torch.Tensor]:
+    """`weights` without "module." prefixes, if they can be those of a DenseNet121."""
+    named = isinstance(weights, dict) and all(isinstance(name, str) for name in weights)
+    plain = {name.removeprefix("module."): weights[name] for name in weights} if named else {}
+    tensors = all(isinstance(value, torch.Tensor) for value in plain.values())
+    if not tensors or HEAD not in plain or plain[HEAD].ndim != 2:
+        raise UserError(f"{path}: no weights of this DenseNet121 in it (no {HEAD})")
+    if (name := find_non_finite(plain)) is not None:
+        raise UserError(f"{path}: {name} holds numbers that are not finite; use an earlier one")
+    return plain
+
+
+def _refuse_odd_description(path: Path, content: Mapping) -> None:
+    """Raise `UserError` unless what a file says about its weights has the right form."""
+    names = content.get("class_names", [])
+    described = content.get("architecture", {"mode": "", "drop_rate": 0.0, "attention": ""})
+    preprocessing = content.get("preprocessing", {})
+    if not (
+        isinstance(names, list)
+        and all(isinstance(name, str) for name in names)
+        and isinstance(described, dict)
+        and described.keys() == {"mode", "drop_rate", "attention"}
+        and isinstance(described["drop_rate"], (int, float))
+        and 0 <= described["drop_rate"] < 1
+        and isinstance(preprocessing, dict)
+        and isinstance(preprocessing.get("image_size", 1), int)
+        and isinstance(preprocessing.get("dicom", {}), dict)
+    ):
+        raise UserError(f"{path}: describes its weights in a way this program does not know")
+
+
+def build_network(architecture: Mapping, class_names: list[str] | tuple[str, ...]) -> DenseNet121:
+    """The network that `architecture` (mode, drop_rate, attention) describes, random weights.
+
+    `class_names` are those of the data set, "uncertain" of U-MultiClass among them.
+    """
+    mode, attention = architecture["mode"], architecture["attention"]
+    if mode not in MODES or attention not in ATTENTIONS:
+        raise UserError(f"checkpoint of an unknown architecture: {mode}, attention {attention}")
+    out_size = len(class_names) - (mode == "U-MultiClass")
+    return DenseNet121(out_size, mode, architecture["drop_rate"], attention)
+
+
+def load_weights(net: DenseNet121, weights: Mapping[str, torch.Tensor], source: Path) -> None:
+    """Load `weights` into `net`; a network with attention also takes weights without it."""
+    try:
+        missing, unexpected = net.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise UserError(f"{source}: weights of another network: {reason}") from error
+    odd = [name for name in missing if not name.startswith("attention.")] + unexpected
+    if odd:
+        raise UserError(f"{source}: weights of another network (entry {odd[0]})")
+
+
+def architecture(args: Namespace) -> dict:
+    """What `build_network` needs to know of the flags."""
+    return {
+        "mode": args.label_uncertainty,
+        "drop_rate": args.drop_rate,
+        "attention": args.attention,
+    }
+
+
+def model_bytes(net: DenseNet121) -> int:
+    """Bytes of a network's parameters and statistics."""
+    return sum(value.nbytes for value in net.state_dict().values())

@@ -1,0 +1,113 @@
+"""A network and labelled images -> predictions, pictures and REPORT.md; for train_main and test."""
+
+import hashlib
+import json
+import shlex
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from dataloaders.dataset import ImageDataset
+from networks.models import DenseNet121
+from networks.saved import load_model
+from predict.gradcam import draw_gradcam
+from predict.inference import predict_set
+from utils.files import write_text
+from utils.metrics.evaluation import Evaluation, evaluation_tables, print_tables
+from utils.metrics.predictions import Predictions
+from utils.report.page import read_json, write_report
+
+HISTORY_FILES = ("metrics.csv", "matrices.csv")
+
+
+def report_network(
+    folder: Path,
+    net: DenseNet121,
+    test: ImageDataset,
+    predictions: Predictions,
+    facts: dict[str, str],
+    threshold: str | float,
+    validation: Predictions | None = None,
+    with_sweep: bool = False,
+) -> Evaluation:
+    """`write_report` of `predictions`, what `net` says about `test`, with Grad-CAM and the images
+    of the mistakes. `threshold`, `validation` and `with_sweep` are as there."""
+    draw_gradcam(net, test, predictions, folder / "figures" / "gradcam.png")
+    return write_report(folder, predictions, threshold, validation, with_sweep, facts, test.picture)
+
+
+def report_run(
+    folder: Path, checkpoint: Path, net: DenseNet121, test: ImageDataset, args: Namespace
+) -> None:
+    """`report_network` at the end of a run, whose last weights are in `checkpoint` and in `net`."""
+    facts = describe_model(checkpoint, load_model(checkpoint)[1]) | describe_run(folder)
+    predictions = predict_set(net, test, args.batch_size)
+    evaluation = report_network(folder, net, test, predictions, facts, args.threshold)
+    print_tables(evaluation_tables(evaluation))
+
+
+def test_command(checkpoint: Path, args: Namespace) -> str:
+    """What to type to test a checkpoint on the test images of the run with the flags `args`."""
+    images = {"medmnist": args.medmnist}
+    if args.medmnist is None:
+        images = {"root_path": args.root_path, "csv_file_test": args.csv_file_test}
+    words = [word for flag, value in images.items() for word in (f"--{flag}", str(value))]
+    return shlex.join(["python", "test.py", "--resume", str(checkpoint), *words])
+
+
+def describe_model(path: Path, content: Mapping) -> dict[str, str]:
+    """The model card's facts about a checkpoint: `content` is what `load_model` returns of it."""
+    architecture, preprocessing = content["architecture"], content.get("preprocessing", {})
+    attention = ", self-attention" if architecture["attention"] == "self" else ""
+    facts = {
+        "checkpoint": f"{path}, SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()}",
+        "architecture": (
+            f"DenseNet121{attention}, dropout {architecture['drop_rate']:g}, "
+            f"{len(content['class_names'])} outputs"
+        ),
+    }
+    if "preset" in content:
+        facts["training"] = f"preset {content['preset']}, {content['round'] + 1} rounds"
+    if "image_size" in preprocessing:
+        facts["preprocessing"] = preprocessing_words(**preprocessing)
+    return facts
+
+
+def preprocessing_words(image_size: int, dicom: Mapping | None = None) -> str:
+    """How images are made, for a reader; `dicom` as in `Preprocessing`, where they were scans."""
+    resized = f"{image_size} x {image_size} pixels (bilinear), ImageNet's mean and deviation"
+    if dicom is None:
+        return resized
+    return (
+        f"DICOM through the window {dicom['window']!r} to {dicom['size']} pixels a side; {resized}"
+    )
+
+
+def describe_run(run_folder: Path) -> dict[str, str]:
+    """The model card's facts about the training data, from a run's split.json, if there is one."""
+    split = read_json(run_folder / "split.json")
+    if not split:
+        return {}
+    clients, labelled = split["clients"], split["labelled_clients"]
+    return {
+        "training data": (
+            f"{sum(map(len, clients))} images of {split['csv']} at {len(clients)} clients "
+            f"({split['how']}), {sum(len(clients[client]) for client in labelled)} of them at "
+            f"{len(labelled)} clients with labels"
+        )
+    }
+
+
+def copy_history(run_folder: Path, folder: Path, environment: Mapping, last_round: int) -> None:
+    """Bring what a report quotes of a run to another `folder`: its flags, its rounds up to
+    `last_round`; env.json is `environment`, what the report itself was made on."""
+    write_text(folder / "env.json", json.dumps(environment, indent=2) + "\n")
+    if (run_folder / "args.json").exists():
+        write_text(folder / "args.json", (run_folder / "args.json").read_text(encoding="utf-8"))
+    for name in HISTORY_FILES:
+        if (run_folder / name).exists():
+            rounds = pd.read_csv(run_folder / name, dtype=str, keep_default_na=False)
+            kept = rounds[rounds["round"].astype(int) <= last_round]
+            write_text(folder / name, kept.to_csv(index=False, lineterminator="\n"))

@@ -1,0 +1,363 @@
+"""One run and its folder: what it writes while it trains, and how it goes on after a stop."""
+
+import json
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from dataloaders.federated import FederatedData
+from dataloaders.split import save_split
+from local_update import ClientUpdate, LocalUpdate
+from networks.devices import choose_precision, evaluation_batch_size
+from networks.models import DenseNet121
+from networks.saved import architecture, model_bytes, model_content
+from predict.card import report_run, test_command
+from predict.inference import predict_on_all
+from record.guard import ClientGuard
+from record.opening import (
+    ARGS_FILE,
+    describe_environment,
+    differences,
+    is_run,
+    lasting_flags,
+    open_folder,
+    plain_args,
+)
+from record.rounds import RoundMatrices, evaluation_numbers, matrices_rows, round_row
+from record.state import (
+    KEPT_STATES,
+    ClientStore,
+    Progress,
+    RunState,
+    StateFiles,
+    choose_placement,
+    round_bytes,
+    stored_bytes,
+)
+from utils.checkpoint import save_checkpoint
+from utils.errors import UserError
+from utils.files import FolderLock, free_bytes, megabytes, sweep_temporary_files, write_text
+from utils.logger import Curves, RunLog, write_rows
+from utils.plots.runs import rebuild_figures
+from utils.tables import log_lines
+from utils.tensors import net_device
+
+# columns of metrics.csv that TensorBoard's table of runs shows beside the flags
+HYPERPARAMETER_METRICS = ("test_auroc", "test_accuracy", "test_f1", "loss")
+
+
+class Run:
+    """The folder of one run. `restore`, then `begin`, then rounds, then `finish`, then `close`."""
+
+    def __init__(self, args: Namespace, folder: Path, folder_lock: FolderLock):
+        self.args = args
+        self.folder = folder
+        self.folder_lock = folder_lock
+        self.history: list[dict] = []
+        self.matrices: list[RoundMatrices] = []
+        self.identity: dict[str, str] = {}
+        self.store = ClientStore(folder / "checkpoints" / "clients", args.client_state)
+        self.states = StateFiles(folder / "checkpoints", self.store)
+        self.guard = ClientGuard(args.on_bad_client, self.say)
+        self.curves: Curves | None = None
+        self.bar: tqdm | None = None
+        self.log = RunLog()
+        self.lock = threading.Lock()
+
+    def say(self, text: str) -> None:
+        """One message to the terminal and, once the run has begun, to its log."""
+        self.log.note(text)
+
+    def next_command(self) -> str:
+        """What to type to go on with this run, or that there is nothing to go on from."""
+        if not is_run(self.folder):
+            return "nothing was written yet: start it again"
+        command = f"python train_main.py --resume {self.folder}"
+        if self.args.engine == "sites":
+            command = f"flwr run . --run-config 'flags=\"--resume {self.folder}\"'"
+        return f"finished rounds are kept: go on with {command}"
+
+    def close(self) -> None:
+        """Close the log, the curves and the clients' files, and let others into the folder."""
+        if self.bar is not None:
+            self.bar.close()
+        self.store.close()
+        if self.curves is not None:
+            self.curves.close()
+        self.log.close()
+        self.folder_lock.release(keep_folder=is_run(self.folder))
+
+    # ---- before the first round
+
+    def restore(self, data: FederatedData) -> Progress | None:
+        """The last finished round, clients' memories in the store; None where there is none.
+
+        A damaged state is passed over for the one before it, with a line that says so. Raises
+        `UserError` where all are damaged, or flags or data are not those the run began with.
+        """
+        self.identity = data.fingerprints()
+        for folder in (self.folder, *self.folder.glob("**/")):
+            sweep_temporary_files(folder)
+        state = self.states.restore(self.say)
+        if state is None:
+            return None
+        flags = {k: v for k, v in lasting_flags(self.args).items() if k in state.flags}
+        if changed := differences(flags, state.flags):
+            raise UserError(
+                f"{self.folder / ARGS_FILE}: not the flags the run was trained with, restore "
+                f"them: {changed}"
+            )
+        self._refuse_other_data(state.identity)
+        if state.progress.next_round < self.args.rounds and not self.states.has_memories:
+            raise UserError(
+                f"--rounds {self.args.rounds}: {self.folder} ended after "
+                f"{state.progress.next_round} and, as --keep_state 0 says, kept nothing of what "
+                "its clients remember; start a new run"
+            )
+        self.history, self.matrices = state.history, state.matrices
+        self.say(f"going on with round {state.progress.next_round} of {self.args.rounds}")
+        return state.progress
+
+    def begin(
+        self,
+        data: FederatedData,
+        clients: Sequence[LocalUpdate],
+        networks: Sequence[DenseNet121],
+        devices: Sequence[torch.device],
+    ) -> None:
+        """Make the folder, write what the run is made of, and the first lines of its log.
+
+        Nothing is written before: a mistake in the flags or the data leaves no folder behind.
+        Raises `UserError` where the states of the run will not fit on the disk.
+        """
+        self._refuse_small_disk(clients, networks[0])
+        state_bytes = sum(client.remembered_copies for client in clients) * model_bytes(networks[0])
+        self.store.placement = choose_placement(self.args.client_state, state_bytes, devices)
+        if not is_run(self.folder) and data.split is not None:
+            save_split(
+                self.folder / "split.json",
+                data.table,
+                data.split.clients,
+                data.split.labelled,
+                data.split.seed,
+                data.split.how,
+            )
+        _write_json(self.folder / ARGS_FILE, plain_args(self.args))
+        precision = choose_precision(self.args.precision, devices)
+        environment = describe_environment(devices) | {"precision": precision}
+        _write_json(self.folder / "env.json", environment)
+        first_lines = (
+            log_lines.namespace_line(self.args),
+            log_lines.training_size_line(data.num_training),
+        )
+        self.log.open(self.folder / "log.txt", first_lines)
+        if len(devices) > 1 or self.args.engine != "loop":
+            self.say(f"{log_lines.SIDE_BY_SIDE}: the times of their lines say nothing of one alone")
+        if self.history:
+            # A kill may have fallen between the state of a round and the tables made from it.
+            self._write_tables(data.class_names)
+
+    def _refuse_small_disk(self, clients: Sequence[LocalUpdate], net: DenseNet121) -> None:
+        """The last two rounds' states stay while the next one's is written, so room for three."""
+        if self.history and self.history[-1]["round"] + 1 == self.args.rounds:
+            return  # only the report is still to do
+        model = model_bytes(net)
+        one_round = round_bytes(model, (client.remembered_copies for client in clients))
+        present = stored_bytes(self.folder / "checkpoints")
+        needed = (KEPT_STATES + 1) * one_round + model - present
+        free = free_bytes(self.folder)
+        if free < needed:
+            raise UserError(
+                f"{self.folder}: {megabytes(free)} free and {megabytes(needed)} needed for the "
+                "states of three rounds; make room there, or name another place with --run_dir"
+            )
+        rounds = self.args.rounds - len(self.history)
+        weights = rounds // self.args.save_every * model
+        if free - needed < weights:
+            self.say(
+                f"{self.folder}: the epoch_N.pth files of {rounds} rounds will take "
+                f"{megabytes(weights)}, {megabytes(free - needed)} are left: see --save_every"
+            )
+
+    def _refuse_other_data(self, identity: dict[str, str]) -> None:
+        for name, fingerprint in identity.items():
+            if self.identity.get(name) == fingerprint:
+                continue
+            source = getattr(self.args, f"csv_file_{name}", None) or self.args.medmnist
+            what = f"the {name} images or labels"
+            if name == "clients":
+                source, what = self.args.split, "which images each client holds"
+            raise UserError(
+                f"{source or self.folder}: {what} changed since {self.folder} began; bring them "
+                "back or start a new run"
+            )
+
+    # ---- during a round
+
+    def start_round(self, round: int, active: Sequence[LocalUpdate]) -> float:
+        """Open the round in the log and on the terminal; the time it began."""
+        self.guard.start_round(len(active), [row["clients_skipped"] for row in self.history])
+        self.log.record(log_lines.begin_round_lines(round))
+        self.bar = tqdm(
+            total=len(active),
+            desc=f"round {round + 1}/{self.args.rounds}",
+            unit="client",
+            leave=False,
+            disable=None if self.args.progress else True,
+        )
+        return time.perf_counter()
+
+    def start_client(self, client: LocalUpdate) -> None:
+        """Log who trains; the two lines stay together where several devices train."""
+        with self.lock:
+            self.log.record(log_lines.client_line(client.client, client.labeled))
+            self.log.record(log_lines.CLIENT_RULE)
+
+    @contextmanager
+    def memory_of(self, client: LocalUpdate) -> Iterator[None]:
+        """Lend the client its memory while it trains; outside it holds none."""
+        blank = client.state_dict()
+        client.load_state_dict(self.store.recall(client.client) or blank)
+        try:
+            yield
+        finally:
+            client.load_state_dict(blank)
+
+    def accept(
+        self,
+        client: LocalUpdate,
+        round: int,
+        update: ClientUpdate,
+        received: dict[str, torch.Tensor],
+    ) -> bool:
+        """Whether a client's update may be averaged; then its memory goes into the store."""
+        state = client.state_dict()
+        if not self.guard.accept(client, round, update, received, state):
+            return False
+        self.store.remember(client.client, round, state)
+        return True
+
+    def client_done(self, update: ClientUpdate) -> None:
+        """Move the bar on."""
+        shown = {"loss": f"{update.loss:.3f}"}
+        if "reliable_share" in update.stats:
+            shown["reliable"] = f"{update.stats['reliable_share']:.2f}"
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update()
+
+    def finish_round(
+        self,
+        progress: Progress,
+        networks: Sequence[DenseNet121],
+        data: FederatedData,
+        reports: Sequence[ClientUpdate],
+        started: float,
+    ) -> None:
+        """Evaluate the averaged weights, log the round, save everything."""
+        round = progress.next_round - 1
+        self.bar.close()
+        row = round_row(round, reports)
+        row["clients_skipped"] = len(self.guard.skipped)
+        self.log.record(log_lines.loss_line(row["loss"], round, self.args.base_lr))
+        last = progress.next_round == self.args.rounds
+        if last or progress.next_round % self.args.eval_every == 0:
+            for net in networks:
+                net.load_state_dict(progress.weights)
+            row |= self._evaluate(networks, data)
+        row["seconds_round"] = time.perf_counter() - started
+        self.history.append(row)
+        self.matrices.append(RoundMatrices.of_round(round, reports))
+        self._save(progress, data, last)
+        self._write_tables(data.class_names)
+        self._add_to_curves()
+        if progress.next_round % self.args.figure_every == 0:
+            rebuild_figures(self.folder)
+
+    def _evaluate(self, networks: Sequence[DenseNet121], data: FederatedData) -> dict[str, float]:
+        numbers: dict[str, float] = {}
+        for name, images in (("val", data.val), ("test", data.test)):
+            if images is None:
+                continue
+            batch_size = evaluation_batch_size(
+                self.args.batch_size, images.image_size, net_device(networks[0])
+            )
+            probabilities = predict_on_all(networks, images, batch_size)
+            found = evaluation_numbers(images.labels.numpy(), probabilities, self.args.threshold)
+            numbers |= {f"{name}_{key}": value for key, value in found.items()}
+            self.log.record(
+                log_lines.evaluation_line(
+                    found["auroc"],
+                    found["accuracy"],
+                    found["f1"],
+                    found["sensitivity"],
+                    found["specificity"],
+                    name.upper(),
+                )
+            )
+        return numbers
+
+    def _save(self, progress: Progress, data: FederatedData, last: bool) -> None:
+        """The weights alone every `save_every`, then the state: it is what makes a round final."""
+        if last or progress.next_round % self.args.save_every == 0:
+            content = model_content(
+                progress.weights,
+                data.class_names,
+                architecture(self.args),
+                data.preprocessing,
+                self.args.preset,
+                progress.next_round - 1,
+            )
+            path = self.folder / "checkpoints" / f"epoch_{progress.next_round - 1}.pth"
+            save_checkpoint(path, content)
+        self.states.save(
+            RunState(progress, self.history, self.matrices, self.identity, lasting_flags(self.args))
+        )
+
+    def _write_tables(self, class_names: Sequence[str]) -> None:
+        write_rows(self.folder / "metrics.csv", self.history)
+        write_rows(self.folder / "matrices.csv", matrices_rows(self.matrices, class_names))
+
+    def _add_to_curves(self) -> None:
+        row = self.history[-1]
+        if self.curves is None:
+            self.curves = Curves(self.folder / "tb", row["round"])
+            self.curves.hyperparameters(plain_args(self.args), HYPERPARAMETER_METRICS)
+        self.curves.scalars(row, row["round"])
+        for name, matrix in self.matrices[-1].means().items():
+            self.curves.matrix(name, matrix, row["round"])
+        self.curves.flush()
+
+    # ---- after the last round
+
+    def finish(
+        self, weights: dict[str, torch.Tensor], net: DenseNet121, data: FederatedData
+    ) -> None:
+        """Predictions for the test images, tables, figures, REPORT.md, and what to type next.
+
+        What the clients remember goes where `--keep_state 0` was given.
+        """
+        net.load_state_dict(weights)
+        checkpoint = self.folder / "checkpoints" / f"epoch_{self.args.rounds - 1}.pth"
+        report_run(self.folder, checkpoint, net, data.test, self.args)
+        if not self.args.keep_state:
+            self.states.drop_memories()
+        command = test_command(checkpoint, self.args)
+        self.say(f"done: {self.folder / 'REPORT.md'}; test again with: {command}")
+
+
+def open_run(args: Namespace, argv: Sequence[str] | None = None) -> Run:
+    """A new run in a folder of its own, or an old one to go on with (`--resume` a folder).
+
+    `args` come from the flags `argv`, by default the command line's.
+    """
+    return Run(*open_folder(args, argv))
+
+
+def _write_json(path: Path, content: dict) -> None:
+    write_text(path, json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,259 @@
+"""The state of a run between two rounds: written so that a kill loses the current round at most.
+
+A round is committed by one small file, checkpoints/state_N.pth, which names the file of each
+client's memory. It is written when all of those are on the disk, so a state that can be read is
+complete; the states of the last two rounds stay, should the newest be damaged. When the run has
+ended they may go, but for the newest without its clients: it says that there is nothing to do.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from threading import BoundedSemaphore
+from typing import NamedTuple
+
+import torch
+
+from confuse_matrix import RelationMatrix
+from record.rounds import RoundMatrices
+from utils.checkpoint import load_checkpoint, save_checkpoint, verify_checkpoint
+from utils.errors import UserError
+from utils.tensors import to_host
+
+PLACEMENTS = ("auto", "device", "host", "disk")
+MEMORY_SHARE = 0.25  # of a GPU's free memory, or of the machine's, that "auto" gives to states
+WAITING_STATES = 2  # that many may wait for the disk before the trainers wait for it too
+
+
+class StoredFile(NamedTuple):
+    """A client's file by name, and the SHA-256 (hex) that it was saved with."""
+
+    name: str
+    digest: str
+
+
+class ClientStore:
+    """The states of all clients, in `folder` and, as `placement` says, in memory.
+
+    placement: "device" keeps them where training left them, "host" in main memory, "disk" only in
+    their files. One thread writes; a failure to write is raised by the next call.
+    """
+
+    def __init__(self, folder: Path, placement: str):
+        self.folder = folder
+        self.placement = placement
+        self.files: dict[int, StoredFile] = {}
+        self._memory: dict[int, dict] = {}
+        self._writes: dict[int, Future] = {}
+        self._uncommitted: set[str] = set()
+        self._free_places = BoundedSemaphore(WAITING_STATES)
+        self._writer = ThreadPoolExecutor(1, "client-store")
+
+    def remember(self, client: int, round: int, state: dict) -> None:
+        """Keep `state` (tensors and plain types) of after `round`; it must not change any more."""
+        for write in list(self._writes.values()):
+            if write.done():
+                write.result()
+        if self.placement != "disk":
+            self._memory[client] = state
+        self._free_places.acquire()
+        self._writes[client] = self._writer.submit(self._write, client, round, state)
+
+    def recall(self, client: int) -> dict | None:
+        """What was last remembered of the client, or None; not to be changed in place."""
+        if client in self._writes:
+            self._writes[client].result()
+        if client in self._memory:
+            return self._memory[client]
+        if client not in self.files:
+            return None
+        name, digest = self.files[client]
+        state = load_checkpoint(self.folder / name, digest)["memory"]
+        if self.placement != "disk":
+            self._memory[client] = state
+        return state
+
+    def flush(self) -> dict[int, StoredFile]:
+        """Wait until everything is on the disk; each client's newest file."""
+        for write in self._writes.values():
+            write.result()
+        self._writes.clear()
+        return dict(sorted(self.files.items()))
+
+    def adopt(self, files: Mapping[int, Sequence[str]]) -> None:
+        """Go on from `files`, as `flush` returned them; `UserError` where one is damaged."""
+        stored = {client: StoredFile(*file) for client, file in files.items()}
+        for name, digest in stored.values():
+            verify_checkpoint(self.folder / name, digest)
+        self.files = stored
+        self._memory.clear()
+
+    def commit(self, kept: Iterable[str]) -> None:
+        """A round is final: remove every file whose name is not among `kept`."""
+        kept = set(kept)
+        self._uncommitted.clear()
+        for path in self.folder.glob("client_*.pth"):
+            if path.name not in kept:
+                path.unlink()
+
+    def close(self) -> None:
+        """Finish the file in hand, forget those that wait, remove those of no committed round."""
+        self._writer.shutdown(cancel_futures=True)
+        for name in self._uncommitted:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def _write(self, client: int, round: int, state: dict) -> None:
+        try:
+            state = to_host(state)
+            name = f"client_{client}_{round:06d}.pth"
+            self._uncommitted.add(name)
+            digest = save_checkpoint(
+                self.folder / name, {"client": client, "round": round, "memory": state}
+            )
+            self.files[client] = StoredFile(name, digest)
+            if self.placement == "host":
+                self._memory[client] = state
+        finally:
+            self._free_places.release()
+
+
+def choose_placement(placement: str, state_bytes: int, devices: Sequence[torch.device]) -> str:
+    """`placement`, with "auto" settled by what fits: the device, else the host, else the disk."""
+    if placement != "auto":
+        return placement
+    if all(device.type == "cuda" for device in devices):
+        free = min(torch.cuda.mem_get_info(device)[0] for device in devices)
+        if state_bytes / len(devices) < MEMORY_SHARE * free:
+            return "device"
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return "host" if state_bytes < MEMORY_SHARE * memory else "disk"
+
+
+KEPT_STATES = 2
+
+
+class Progress(NamedTuple):
+    """Where a run stands between two rounds: global weights (on the first device), the mean
+    relation matrix for the next round (None before anyone measured one), the next round."""
+
+    weights: dict[str, torch.Tensor]
+    matrix: RelationMatrix | None
+    next_round: int
+
+
+class RunState(NamedTuple):
+    """A run between two rounds, but for what its clients remember.
+
+    history: the rows of metrics.csv. matrices: those of matrices.csv. identity: fingerprints of
+    the data by name. flags: those that decide what is computed.
+    """
+
+    progress: Progress
+    history: list[dict]
+    matrices: list[RoundMatrices]
+    identity: dict[str, str]
+    flags: dict
+
+
+class StateFiles:
+    """The states in `folder`, and the clients' files of each in `store`."""
+
+    def __init__(self, folder: Path, store: ClientStore):
+        self.folder = folder
+        self.store = store
+        self.has_memories = True  # False once a state without its clients was restored
+        self._client_files: list[set[str]] = []  # of each state that is kept, oldest first
+
+    def paths(self) -> list[Path]:
+        """States of finished rounds, the newest first."""
+        return sorted(self.folder.glob("state_*.pth"), reverse=True)
+
+    def restore(self, say: Callable[[str], None]) -> RunState | None:
+        """The newest state that is whole, its clients' memories in the store; None without any.
+
+        A damaged one is passed over for the one before it, and `say` hears so. Raises `UserError`
+        where there are states and all are damaged.
+        """
+        paths = self.paths()
+        for path in paths:
+            try:
+                content = load_checkpoint(path)
+                state = _unpack(path, content)
+                self.has_memories = content["clients"] is not None
+                self.store.adopt(content["clients"] or {})
+            except UserError as error:
+                say(f"{error}; going back to the round before")
+                continue
+            self._client_files = [{file.name for file in self.store.files.values()}]
+            return state
+        if paths:
+            raise UserError(f"{self.folder}: no undamaged state left; start the run anew")
+        return None
+
+    def save(self, state: RunState) -> None:
+        """Commit a round: once this returns, the round outlives whatever happens."""
+        files = self.store.flush()
+        path = self.folder / f"state_{state.progress.next_round:06d}.pth"
+        save_checkpoint(path, _pack(state) | {"clients": {k: tuple(v) for k, v in files.items()}})
+        for old in self.paths()[KEPT_STATES:]:
+            old.unlink()
+        self._client_files.append({file.name for file in files.values()})
+        self._client_files = self._client_files[-KEPT_STATES:]
+        self.store.commit(set().union(*self._client_files))
+
+    def drop_memories(self) -> None:
+        """The run has ended: keep its newest state alone, without what its clients remember.
+
+        Clients at sites of their own have no files here, and what they remember stays theirs.
+        """
+        newest, *older = self.paths()
+        content = load_checkpoint(newest)
+        if content["clients"] == {}:
+            return
+        save_checkpoint(newest, content | {"clients": None})
+        for path in older:
+            path.unlink()
+        self.store.commit(())
+
+
+def round_bytes(model_bytes: int, remembered_copies: Iterable[int]) -> int:
+    """The size of one round's state and of its clients' files, each some copies of the model."""
+    return model_bytes * (1 + sum(remembered_copies))
+
+
+def stored_bytes(folder: Path) -> int:
+    """What the states in `folder` (a run's checkpoints/) and their clients' files take up now."""
+    files = [*folder.glob("state_*.pth"), *folder.glob("clients/client_*.pth")]
+    return sum(path.stat().st_size for path in files)
+
+
+def _pack(state: RunState) -> dict:
+    weights, matrix, next_round = state.progress
+    return {
+        "weights": {name: value.detach().cpu() for name, value in weights.items()},
+        "matrix": None if matrix is None else tuple(matrix.to("cpu")),
+        "next_round": next_round,
+        "history": state.history,
+        "matrices": [tuple(matrices) for matrices in state.matrices],
+        "identity": state.identity,
+        "flags": state.flags,
+    }
+
+
+def _unpack(path: Path, content: dict) -> RunState:
+    try:
+        matrix = content["matrix"]
+        return RunState(
+            Progress(
+                content["weights"],
+                None if matrix is None else RelationMatrix(*matrix),
+                content["next_round"],
+            ),
+            content["history"],
+            [RoundMatrices(*matrices) for matrices in content["matrices"]],
+            content["identity"],
+            content["flags"],
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: written by another version of this program") from error

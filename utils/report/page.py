@@ -1,0 +1,328 @@
+"""REPORT.md: tables, figures, model card and checklist of one evaluated run, from files alone.
+
+`python -m utils.report runs/NAME` rebuilds tables/, figures/ and REPORT.md from what
+`write_report` left in the folder, without images or a network.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from utils.errors import OneLineParser, UserError
+from utils.files import write_text
+from utils.metrics.evaluation import (
+    YOUDEN,
+    Evaluation,
+    evaluate,
+    evaluation_tables,
+    interval,
+    number,
+    write_tables,
+)
+from utils.metrics.numbers import DEFAULT_THRESHOLD
+from utils.metrics.predictions import Predictions, read_predictions, write_predictions
+from utils.plots.runs import rebuild_figures
+from utils.report.figures import ImageLoader, draw_all
+from utils.table_files import to_markdown
+
+REFERENCE = "CLAIM 2024 update, doi:10.1148/ryai.240300"
+TO_BE_FILLED = "to be filled in by the author"
+
+ITEMS = (
+    "Title: a study of AI, and of which kind",
+    "Abstract: design, methods, results, conclusions",
+    "Background, intended use and role",
+    "Aims and hypotheses",
+    "Prospective or retrospective",
+    "Goal of the study",
+    "Data: sources",
+    "Data: who is included and excluded",
+    "Data: preprocessing",
+    "Data: selection of subsets",
+    "Data: de-identification",
+    "Data: what was done about missing data",
+    "Data: image acquisition",
+    "Reference standard: definition",
+    "Reference standard: reasons for it",
+    "Reference standard: who annotated",
+    "Reference standard: annotation of the test set",
+    "Reference standard: agreement of the annotators",
+    "Partitions: how images were assigned",
+    "Partitions: at which level they are disjoint",
+    "Test set: intended size",
+    "Model: description",
+    "Model: software",
+    "Model: initial parameters",
+    "Training: details",
+    "Training: how the final model was chosen",
+    "Training: ensembles",
+    "Evaluation: metrics",
+    "Evaluation: uncertainty",
+    "Evaluation: robustness",
+    "Evaluation: explanations",
+    "Evaluation: on internal data",
+    "Evaluation: on external data",
+    "Trial registration",
+    "Results: numbers of patients, included and excluded",
+    "Results: demographic and clinical characteristics",
+    "Results: performance and its uncertainty",
+    "Results: diagnostic performance and its precision",
+    "Results: analysis of failures",
+    "Limitations",
+    "Implications for practice",
+    "Full protocol or technical details",
+    "Availability of software, model and data",
+    "Funding",
+)
+
+
+def claim_rows(answers: dict[int, str]) -> list[list[str]]:
+    """[number, item, answer] of every item; items without an answer are the author's to fill in."""
+    return [
+        [str(item), words, answers.get(item, TO_BE_FILLED)]
+        for item, words in enumerate(ITEMS, start=1)
+    ]
+
+
+TEST_FILE, VALIDATION_FILE = "predictions_test.csv", "predictions_val.csv"
+SETTINGS_FILE = "evaluation.json"
+CAPTIONS = {
+    "roc": "ROC curve of each class against the rest, with the operating point of the threshold.",
+    "precision_recall": "Precision against sensitivity, class by class.",
+    "confusion": "Confusion matrix by the most probable class.",
+    "reliability": "Reliability: is a probability of 80% right in 80% of the images?",
+    "mistakes": "The images that were most confidently classified wrongly.",
+    "relation": "Disease relation matrices of the labelled and unlabelled clients.",
+    "curves": "Losses and test metrics, round by round.",
+    "gradcam": "Grad-CAM: where in the image the evidence for the most probable class lies.",
+}
+
+
+def write_report(
+    folder: str | os.PathLike,
+    predictions: Predictions,
+    threshold: str | float = DEFAULT_THRESHOLD,
+    validation: Predictions | None = None,
+    with_sweep: bool = False,
+    facts: dict[str, str] | None = None,
+    load_image: ImageLoader | None = None,
+) -> Evaluation:
+    """Evaluate, and write everything about it to `folder`, the run's own.
+
+    Writes predictions_test.csv (predictions_val.csv too, given `validation`), evaluation.json (what
+    a rebuild needs), tables/, figures/ and REPORT.md; args.json and env.json are quoted,
+    metrics.csv and matrices.csv drawn, where the folder has them. `facts` are lines for the model
+    card, by name: "checkpoint", "architecture", "preprocessing", "training data" and others.
+    `threshold` and `validation` are as in `evaluate`, `load_image` as in `draw_all`.
+    """
+    folder = Path(folder)
+    evaluation = evaluate(predictions, threshold, validation)
+    write_predictions(folder / TEST_FILE, *predictions)
+    if validation is not None:
+        write_predictions(folder / VALIDATION_FILE, *validation)
+    settings = {"threshold": str(threshold), "sweep": with_sweep, "facts": facts or {}}
+    write_text(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
+    write_tables(evaluation_tables(evaluation, with_sweep), folder / "tables")
+    if (folder / "matrices.csv").exists():
+        rebuild_figures(folder)
+    draw_all(evaluation, folder / "figures", load_image)
+    write_text(folder / "REPORT.md", _report(folder, evaluation, with_sweep, facts or {}))
+    return evaluation
+
+
+def rebuild_report(folder: str | os.PathLike) -> Evaluation:
+    """`write_report` again from the files that it left in `folder`; pictures of images stay as
+    they are. `UserError` where predictions_test.csv or what else is needed is missing."""
+    folder = Path(folder)
+    settings = read_json(folder / SETTINGS_FILE)
+    threshold = settings.get("threshold", DEFAULT_THRESHOLD)
+    return write_report(
+        folder,
+        read_predictions(folder / TEST_FILE),
+        threshold,
+        read_predictions(folder / VALIDATION_FILE) if threshold == YOUDEN else None,
+        settings.get("sweep", False),
+        settings.get("facts", {}),
+    )
+
+
+def _report(folder: Path, evaluation: Evaluation, with_sweep: bool, facts: dict[str, str]) -> str:
+    run_args, environment = read_json(folder / "args.json"), read_json(folder / "env.json")
+    tables = evaluation_tables(evaluation, with_sweep)
+    answers = _claim_answers(evaluation, facts, run_args, environment, folder)
+    parts = [
+        f"# Evaluation of {folder.resolve().name}",
+        _summary(evaluation),
+        "## Tables",
+        *(
+            f"**{table.title}** (tables/{stem}.csv, .md, .tex)\n\n"
+            f"{to_markdown(table.header, table.rows)}"
+            for stem, table in tables.items()
+        ),
+        _notes(evaluation),
+        "## Figures",
+        *_figures(folder / "figures"),
+        "## Model card",
+        _model_card(evaluation, facts),
+        "## How it was run",
+        _settings_table("Flags (args.json)", run_args),
+        _settings_table("Environment (env.json)", environment),
+        "Rebuild this page, tables/ and figures/ without images or a GPU: "
+        "`python -m utils.report RUN_FOLDER`.",
+        f"## Checklist ({REFERENCE})",
+        to_markdown(["item", "asks for", "answer"], claim_rows(answers)),
+    ]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _summary(evaluation: Evaluation) -> str:
+    metrics, intervals = evaluation.metrics, evaluation.intervals
+    return (
+        f"On {_sample_words(evaluation.predictions)} the AUROC is {number(metrics.macro('auroc'))} "
+        f"(95% interval {interval(intervals.macro_low, intervals.macro_high)}), the mean over "
+        f"{metrics.defined('auroc')} of {len(metrics.auroc)} classes. The most probable class is "
+        f"right in {number(metrics.top1_accuracy)} of the images."
+    )
+
+
+def _sample_words(predictions: Predictions) -> str:
+    images = f"{len(predictions.labels)} test images"
+    if predictions.groups is None:
+        return images
+    return f"{images} of {np.unique(predictions.groups).size} {predictions.group_noun}"
+
+
+def _notes(evaluation: Evaluation) -> str:
+    predictions, draws = evaluation.predictions, evaluation.intervals.draws
+    drawn = "images" if predictions.groups is None else predictions.group_noun
+    return f"""\
+- NA: not defined for these images (no image of the class, nothing predicted positive, a denominator
+  of zero), or no interval (a class in fewer than two effective patients, an AUROC of exactly 1).
+  "Macro" is the mean over the classes where a number is defined; the row below it counts them.
+- "One-vs-rest accuracy" at the threshold, averaged over classes, is what the published tables of
+  this method call accuracy. It counts the many true negatives and is not the top-1 accuracy.
+- Intervals: {draws} bootstrap draws of {drawn}; "draws" counts those that had the class."""
+
+
+def _figures(folder: Path) -> list[str]:
+    names = [path.stem for path in sorted(folder.glob("*.png"))]
+    ordered = [name for name in CAPTIONS if name in names]
+    ordered += [name for name in names if name not in CAPTIONS]
+    return [f"![{name}](figures/{name}.png)\n\n{CAPTIONS.get(name, name)}" for name in ordered]
+
+
+def _model_card(evaluation: Evaluation, facts: dict[str, str]) -> str:
+    predictions = evaluation.predictions
+    lines = [
+        "- **Intended use**: research on federated semi-supervised learning. Not for clinical use, "
+        "not a medical device, not for decisions about patients.",
+        f"- **Task**: one of {len(predictions.class_names)} classes for an image: "
+        f"{', '.join(predictions.class_names)}.",
+        *(f"- **{name[:1].upper()}{name[1:]}**: {value}" for name, value in facts.items()),
+        f"- **Test data**: {_sample_words(predictions)}; counts per class in the first table.",
+        f"- **Threshold**: {evaluation.threshold_rule}.",
+    ]
+    if "preprocessing" not in facts:
+        lines.append(f"- **Preprocessing**: {TO_BE_FILLED}")
+    return "\n".join([*lines, *(f"- **Limit**: {limit}" for limit in _limits(evaluation))])
+
+
+def _limits(evaluation: Evaluation) -> list[str]:
+    """What a reader must not conclude; some of it depends on the numbers."""
+    predictions, metrics, intervals, _ = evaluation
+    limits = [
+        "the numbers hold for the population, scanners and labels of this test set alone; no other "
+        "hospital's data was looked at here.",
+        "every image is taken to show exactly one class and is scored by itself: scans without a "
+        "finding, or with several, and whole studies are not assessed.",
+        "probabilities are not to be read as risks: the expected calibration error is "
+        f"{number(metrics.calibration_error)}.",
+    ]
+    if predictions.groups is None:
+        limits.append(
+            "without patient ids the intervals take all images as independent; they are too narrow "
+            "if patients have several."
+        )
+    uncertain = [
+        name
+        for name, low in zip(predictions.class_names, intervals.low, strict=True)
+        if np.isnan(low)
+    ]
+    if uncertain:
+        limits.append(f"no interval could be given for {', '.join(uncertain)}.")
+    return limits
+
+
+def _settings_table(title: str, settings: dict) -> str:
+    if not settings:
+        return f"{title}: not in this folder."
+    rows = [
+        [name, value if isinstance(value, str) else json.dumps(value)]
+        for name, value in settings.items()
+    ]
+    return f"**{title}**\n\n{to_markdown(['name', 'value'], rows)}"
+
+
+def _claim_answers(
+    evaluation: Evaluation,
+    facts: dict[str, str],
+    run_args: dict,
+    environment: dict,
+    folder: Path,
+) -> dict[int, str]:
+    """Answers to the items that the run itself can answer, by number."""
+    predictions = evaluation.predictions
+    flags = "flags under How it was run"
+    answers = {
+        1: "deep learning: federated semi-supervised image classification",
+        27: "none: one network",
+        28: "tables per_class, overall and confusion, at the threshold named there",
+        29: "95% intervals of the AUROC by bootstrap; how, under the tables",
+        35: f"{_sample_words(predictions)} included; those excluded: {TO_BE_FILLED}",
+        37: _summary(evaluation),
+        38: "table per_class: sensitivity, specificity, predictive values (without intervals)",
+        39: "table mistakes, confusion matrix; their causes: " + TO_BE_FILLED,
+        40: "limits in the model card; further ones: " + TO_BE_FILLED,
+        41: "none for practice: research, not for clinical use",
+        42: "this page, with args.json and env.json",
+    }
+    if predictions.groups is not None:
+        answers[20] = f"test {predictions.group_noun} are identified; whether training had any of "
+        answers[20] += f"them: {TO_BE_FILLED}"
+    if "preprocessing" in facts:
+        answers[9] = facts["preprocessing"]
+    if "architecture" in facts:
+        answers[22] = facts["architecture"]
+    if "checkpoint" in facts:
+        answers[26] = f"evaluated: {facts['checkpoint']}; why this one: {TO_BE_FILLED}"
+    if environment:
+        answers[23] = "versions under How it was run (env.json)"
+    if run_args:
+        answers |= {19: f"{flags} (args.json)", 24: flags, 25: flags}
+    if (folder / "figures" / "gradcam.png").exists():
+        answers[31] = "Grad-CAM, see Figures"
+    return answers
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file; empty where there is no such file."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); repair or remove it") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold names and values; repair or remove it")
+    return content
+
+
+def main() -> None:
+    """`python -m utils.report runs/NAME`: rebuild tables/, figures/ and REPORT.md."""
+    parser = OneLineParser(prog="python -m utils.report", description=main.__doc__)
+    parser.add_argument("folder", type=Path, help=f"a folder with {TEST_FILE}")
+    folder = parser.parse_args().folder
+    rebuild_report(folder)
+    print(f"report: {folder / 'REPORT.md'}")
