@@ -4,7 +4,8 @@ import csv
 import os
 from pathlib import Path
 
-from dataloaders.phantom.__main__ import generate, write_png
+from dataloaders.phantom.files import write_png
+from dataloaders.phantom.patients import generate
 
 DISTINCT_PATIENTS = 20  # of three slices each; the same file then has several names
 

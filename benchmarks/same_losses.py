@@ -27,7 +27,7 @@ STATISTICS_TOLERANCE = 1e-3  # of the last BatchNorm's running variances, relati
 STEPS = 3
 ROUND = 25
 # PIL and our batched views round a source position between two pixels differently (0.01% of the
-# pixels, see tests/test_augment.py), so nothing is rotated here. Adam turns a gradient that is
+# pixels, see tests/data/test_augment.py), so nothing is rotated here. Adam turns a gradient that is
 # nothing but rounding into a step of its learning rate, so that is small here.
 CHECKED_WITH = {"degrees": 0.0, "base_lr": 1e-6, "labeled_lr_late": 1e-6}
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from dataloaders.partition import SPLIT_FILES, split_table, write_parts
-from dataloaders.phantom.__main__ import generate, write_png
+from dataloaders.phantom.files import write_png
+from dataloaders.phantom.patients import generate
 from dataloaders.table import read_table
 
 

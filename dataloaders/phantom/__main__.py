@@ -1,8 +1,6 @@
-"""The embedded data set: synthetic axial head CT with the five kinds of intracranial bleed.
+"""The embedded data set as files.
 
-    python -m dataloaders.phantom --out data/phantom --patients 60 --size 64 --format png --seed 1
-
-`generate` makes the slices in memory, `write_png` and `write_dicom` put them on disk.
+python -m dataloaders.phantom --out data/phantom --patients 60 --size 64 --format png --seed 1
 """
 
 import argparse
@@ -19,16 +17,6 @@ from dataloaders.phantom.files import (
 )
 from dataloaders.phantom.patients import CLASS_NAMES, RSNA_PROPORTIONS, Phantom, generate
 from utils.errors import OneLineParser, UserError, run_command
-
-__all__ = [
-    "CLASS_NAMES",
-    "RSNA_PROPORTIONS",
-    "Phantom",
-    "generate",
-    "write_contact_sheet",
-    "write_dicom",
-    "write_png",
-]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dataloaders.partition import SPLIT_FILES, split_table, write_parts
-from dataloaders.phantom.__main__ import generate, write_png
+from dataloaders.phantom.files import write_png
+from dataloaders.phantom.patients import generate
 from dataloaders.table import read_table
 from options import embedded_paths
 from utils.errors import UserError

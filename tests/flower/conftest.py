@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from tests.conftest import DataFolder
+from tests.helpers import PROJECT
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 FENCE = Path(__file__).with_name("fence.py")
 ROUNDS = 4
 TRAINING_FLAGS = [
@@ -63,7 +63,7 @@ def assert_same(left: Result, right: Result) -> None:
 
 def train_main(folder: Path, *flags: str) -> list[str]:
     """The command line of a run in `folder`."""
-    script = str(REPOSITORY / "train_main.py")
+    script = str(PROJECT / "train_main.py")
     return [sys.executable, script, *flags, "--run_dir", str(folder)]
 
 

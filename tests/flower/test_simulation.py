@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from tests.flower.conftest import ENVIRONMENT, FENCE, Result, assert_same, check, train_main
-from tests.small_clients import assert_identical
+from tests.helpers.small_clients import assert_identical
 
 
 def test_same_bits_numbers_and_lines_as_the_loop(loop, simulation):

@@ -21,7 +21,8 @@ import networks.models
 import record.run
 import train_main
 from dataloaders.partition import SPLIT_FILES, split_table, write_parts
-from dataloaders.phantom.__main__ import generate, write_png
+from dataloaders.phantom.files import write_png
+from dataloaders.phantom.patients import generate
 from dataloaders.table import read_table
 from predict.inference import predict_set
 from utils.checkpoint import load_checkpoint, verify_checkpoint

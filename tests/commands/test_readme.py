@@ -1,0 +1,305 @@
+"""Every command of README.md and of docs/howto-*.md is typed, on small data.
+
+PLAN has each of them, with the flags that make it small. A page whose commands are not those of
+PLAN fails: a new command wants an entry here, and its run.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataloaders.phantom.files import write_dicom, write_png
+from dataloaders.phantom.patients import generate
+from dataloaders.prepare.isic import CLASSES
+from tests.helpers.small_clients import CPU, make_args, make_dataset, make_network
+from tests.helpers.typed_commands import PROJECT, blocks_of, commands_of, type_command, type_here
+from utils.checkpoint import load_checkpoint
+from utils.tensors import copy_weights
+
+CSVS = (
+    "--csv_file_train {0}/training.csv --csv_file_val {0}/validation.csv "
+    "--csv_file_test {0}/testing.csv"
+)
+RSNA = f"--root_path data/rsna/images {CSVS.format('data/rsna')}"
+MY = f"--root_path my/images {CSVS.format('my')}"
+ISIC = f"--root_path data/isic/images {CSVS.format('data/isic')}"
+SMALL = "--pretrained 0 --image_size 32 --batch_size 8 --num_users 4 --progress 0"
+DEMO = "--rounds 1 --join_epoch -1 --image_size 32 --phantom_patients 24 --num_users 3"
+DRY = "--dry_run"
+PREPARE_RSNA = (
+    "python -m dataloaders.prepare rsna --dicom_dir stage_2_train --labels stage_2_train.csv "
+    "--out data/rsna --size 224"
+)
+PARTITION_RSNA = (
+    "python -m dataloaders.partition data/rsna/labels.csv --out data/rsna --group PatientID "
+    "--single_label --limit 25000"
+)
+PARTITION_ISIC = (
+    "python -m dataloaders.partition data/isic/labels.csv --out data/isic --group lesion_id"
+)
+TRAIN_RSNA = f"python train_main.py --preset paper {RSNA}"
+IS_DRY = f"python train_main.py --preset paper --dry_run {RSNA}"
+
+# page -> command -> flags that are added to it
+PLAN = {
+    "README.md": {
+        "make demo": "",
+        "make test": "",
+        "make demo PYTHON=python3 VENV=": "",
+        PREPARE_RSNA: "--size 32 --workers 1",
+        PARTITION_RSNA: "",
+        IS_DRY: "",
+        # The one round that makes the checkpoint which the next commands name.
+        TRAIN_RSNA: f"{SMALL} --start_epoch 99 --run_dir runs/NAME",
+        "python train_main.py --resume runs/NAME": "",
+        "python test.py --resume runs/NAME/checkpoints/epoch_99.pth --root_path data/rsna/images "
+        "--csv_file_test data/rsna/testing.csv": "",
+        "python -m utils.tables runs/*/log.txt": "",
+        "python reproduce.py table1": DRY,
+        "python train_main.py --help": "",
+    },
+    "docs/howto-your-own-csv.md": {
+        "python -m dataloaders.partition my/labels.csv --out my --group PatientID": "",
+        f"python train_main.py --preset paper --dry_run {MY}": "",
+        "python test.py --resume runs/MINE/checkpoints/epoch_99.pth --root_path my/images "
+        "--csv_file_test my/testing.csv --csv_file_val my/validation.csv --threshold youden": "",
+        "python -m utils.metrics runs/MINE/tests/epoch_99-testing/predictions_test.csv "
+        "--threshold 0.5": "",
+        "python train_main.py --preset paper --partition dirichlet --dirichlet_alpha 0.3 "
+        + MY: f"{DRY} --num_users 4",
+        "python train_main.py --preset paper --partition site --num_users 2 --num_labeled 1 "
+        + MY: DRY,
+    },
+    "docs/howto-rsna.md": {
+        PREPARE_RSNA: "--size 32 --workers 1",
+        PARTITION_RSNA: "",
+        f"python reproduce.py table1 --preset paper --dry_run {RSNA}": "",
+        TRAIN_RSNA: DRY,
+    },
+    "docs/howto-isic.md": {
+        "python -m dataloaders.prepare isic --labels ISIC2018_Task3_Training_GroundTruth.csv "
+        "--metadata HAM10000_metadata.csv --image_dir ISIC2018_Task3_Training_Input "
+        "--out data/isic": "--size 32 --workers 1",
+        PARTITION_ISIC: "",
+        f"python train_main.py --preset paper-skin {ISIC}": f"{DRY} --num_users 4",
+        "python train_main.py --preset paper-skin --partition site --num_users 4 --num_labeled 2 "
+        + ISIC: DRY,
+        f"python reproduce.py table1 --preset paper-skin {ISIC}": DRY,
+    },
+    "docs/howto-dicom-to-predictions.md": {
+        "python test.py --resume runs/NAME/checkpoints/epoch_99.pth --dicom scans": "--workers 0",
+        "python test.py --resume released.pth --dicom scans --image_size 224 --window triple "
+        "--size 128 --class_names epidural intraparenchymal intraventricular subarachnoid "
+        "subdural": "--workers 0 --image_size 32",
+    },
+    "docs/howto-add-a-method.md": {
+        "python train_main.py --preset demo --method fed_entropy": DEMO,
+    },
+}
+
+
+def page(name: str) -> str:
+    return (PROJECT / name).read_text(encoding="utf-8")
+
+
+def packages() -> list[Path]:
+    return [path.parent for path in PROJECT.glob("*/__init__.py")]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder as a user has it after the downloads: the programs and three raw data sets."""
+    folder = tmp_path_factory.mktemp("place")
+    for path in (*packages(), PROJECT / "Makefile", *PROJECT.glob("*.txt")):
+        (folder / path.name).symlink_to(path)
+    phantom = generate(24, 32, 1, slices_per_patient=3, class_proportions=(1, 1, 1, 1, 1))
+    write_dicom(phantom, folder)
+    (folder / "scans").symlink_to(folder / "stage_2_train")
+    header, *rows = write_png(phantom, folder / "my").read_text().splitlines()
+    sites = [f"{row},{('north', 'south')[index % 3 % 2]}" for index, row in enumerate(rows)]
+    (folder / "my" / "labels.csv").write_text("\n".join([f"{header},site", *sites]) + "\n")
+    write_skin_lesions(folder)
+    return folder
+
+
+def write_skin_lesions(folder: Path) -> None:
+    """56 photographs of 28 lesions from four sources, as ISIC and Harvard Dataverse name them."""
+    photographs = folder / "ISIC2018_Task3_Training_Input"
+    photographs.mkdir()
+    generator = np.random.default_rng(0)
+    truth = ["image," + ",".join(CLASSES)]
+    metadata = ["lesion_id,image_id,dx,dx_type,age,sex,localization,dataset"]
+    sources = ("vidir_molemax", "vidir_modern", "rosendahl", "vienna_dias")
+    for number in range(56):
+        name, lesion = f"ISIC_{number:07d}", number // 2
+        pixels = generator.integers(0, 256, (45, 60, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(photographs / f"{name}.jpg")
+        diagnosis = CLASSES[lesion % 7]
+        truth.append(",".join([name, *(f"{label == diagnosis:.1f}" for label in CLASSES)]))
+        about = f"{diagnosis.lower()},histo,50.0,male,back,{sources[lesion % 4]}"
+        metadata.append(f"HAM_{lesion:07d},{name},{about}")
+    (folder / "ISIC2018_Task3_Training_GroundTruth.csv").write_text("\n".join(truth) + "\n")
+    (folder / "HAM10000_metadata.csv").write_text("\n".join(metadata) + "\n")
+
+
+def run_page(name: str, place: Path) -> dict[str, str]:
+    """Type a page's commands in its order; command -> what it printed."""
+    printed = {}
+    for command in commands_of(page(name)):
+        full = f"{command} {PLAN[name][command]}".strip()
+        if command.startswith("make "):
+            printed[command] = make(command, place)
+        elif command.startswith("python -m "):
+            printed[command] = type_command(full, place)
+        else:
+            printed[command] = type_here(full, place)
+    return printed
+
+
+def make(command: str, place: Path) -> str:
+    """The programs that a make command starts in an environment that exists."""
+    words = [word for word in shlex.split(command) if "=" not in word]
+    result = subprocess.run(
+        [*words, "--silent", "PYTHON=echo", "VENV="], cwd=place, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def readme(place):
+    """What the README's commands print, typed one after the other."""
+    printed = run_page("README.md", place)
+    shutil.copytree(place / "runs" / "NAME", place / "runs" / "MINE")
+    weights = load_checkpoint(place / "runs/NAME/checkpoints/epoch_99.pth")["state_dict"]
+    torch.save({f"module.{name}": value for name, value in weights.items()}, place / "released.pth")
+    return printed
+
+
+@pytest.mark.parametrize("name", PLAN)
+def test_the_plan_has_every_command_of_the_page_and_no_other(name):
+    found, planned = set(commands_of(page(name))), set(PLAN[name])
+    assert found - planned == set(), f"{name}: commands that no test runs; add them to PLAN"
+    assert planned - found == set(), f"{name}: commands of PLAN that are gone from the page"
+
+
+def test_every_how_to_is_in_the_plan():
+    pages = {str(path.relative_to(PROJECT)) for path in (PROJECT / "docs").glob("howto-*.md")}
+    assert pages == set(PLAN) - {"README.md"}
+
+
+def test_commands_are_found_as_they_are_typed():
+    text = (
+        "see `make x` or `b.py`\n```\nmake x  # why\n\npython a \\\n   --b 'c d'\ntrain.py z\n```\n"
+    )
+    assert commands_of(text) == ["make x", "python a --b c d"]
+
+
+def test_links_and_pictures_lead_somewhere():
+    for name in [*PLAN, *(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page(name)):
+            assert ((PROJECT / name).parent / target).exists(), f"{name}: {target}"
+
+
+def test_the_readme_from_raw_scans_to_tables(readme, place):
+    assert readme["make demo"] == "train_main.py --preset demo\n"
+    assert readme["make test"] == "-m ruff check .\n-m ruff format --check .\n-m pytest\n"
+    report = (place / "runs/NAME/REPORT.md").read_text()
+    assert "DICOM through the window 'triple' to 32 pixels a side" in report
+    assert "going on with round 100 of 100" in readme["python train_main.py --resume runs/NAME"]
+    assert (place / "runs/NAME/tests/epoch_99-testing/REPORT.md").exists()
+    assert "| runs/NAME/log.txt |" in readme["python -m utils.tables runs/*/log.txt"]
+    assert "shared between the sets: 0 of" in readme[PARTITION_RSNA]
+
+
+def test_make_installs_the_tested_versions_into_an_environment_of_its_own(place):
+    # The variables of a `make test VENV=` above would reach this make, too.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    own = {name: value for name, value in own.items() if name not in ("VENV", "PYTHON")}
+    command = ["make", "-n", "demo"]
+    planned = subprocess.run(command, cwd=place, env=own, capture_output=True, text=True)
+    assert "python3 -m venv .venv" in planned.stdout
+    install = "pip install --quiet --requirement requirements.txt --constraint constraints.txt"
+    assert install in planned.stdout
+
+
+def test_how_to_use_your_own_csv(readme, place):
+    printed = run_page("docs/howto-your-own-csv.md", place)
+    assert "by site" in printed[list(printed)[-1]]
+    assert (place / "runs/MINE/tests/epoch_99-testing/REPORT.md").exists()
+
+
+def test_how_to_go_from_kaggle_to_table_1(readme, place):
+    printed = run_page("docs/howto-rsna.md", place)
+    plan = printed[f"python reproduce.py table1 --preset paper --dry_run {RSNA}"]
+    assert "0 of 15 runs finished, 15 to do" in plan
+
+
+def test_how_to_use_isic(place):
+    printed = run_page("docs/howto-isic.md", place)
+    assert "shared between the sets: 0 of 28" in printed[PARTITION_ISIC]
+
+
+def test_how_to_go_from_dicom_to_predictions(readme, place):
+    run_page("docs/howto-dicom-to-predictions.md", place)
+    slices = [
+        (folder / "slices.csv").read_text().splitlines()
+        for folder in (place / "runs/NAME/tests/epoch_99-scans", place / "released-scans")
+    ]
+    assert len(slices[0]) == len(slices[1]) == 73
+
+
+@pytest.fixture(scope="module")
+def method(tmp_path_factory):
+    """A copy of the programs with the method of the how-to added as it says."""
+    folder = tmp_path_factory.mktemp("method")
+    for path in PROJECT.glob("*.py"):
+        shutil.copy2(path, folder)
+    for path in packages():
+        shutil.copytree(path, folder / path.name)
+    text = page("docs/howto-add-a-method.md")
+    (code,) = blocks_of(text, "python")
+    (folder / "local_entropy.py").write_text(code)
+    for change in blocks_of(text, "diff"):
+        first, *lines = change.splitlines()
+        program = folder / first.removeprefix("--- ")
+        old, new = ("\n".join(line[1:] for line in lines if line[0] == sign) for sign in ("-", "+"))
+        assert program.read_text().count(old) == 1, f"{program.name} has no longer the line {old}"
+        program.write_text(program.read_text().replace(old, new))
+    return folder
+
+
+def test_how_to_add_a_method(method):
+    """Its run is that of `make demo` but for the method."""
+    (command,) = PLAN["docs/howto-add-a-method.md"]
+    printed = type_command(f"{command} {DEMO} --run_dir runs/entropy", method)
+    assert "Semi-Supervised Client: 2" in printed
+    assert "generating head CT" in printed
+    assert "done: runs/entropy/REPORT.md" in printed
+
+
+def test_the_added_method_reads_no_labels(method):
+    scope = {}
+    exec((method / "local_entropy.py").read_text(), scope)  # noqa: S102
+    net, results = make_network(), []
+    weights = copy_weights(net)
+    for labels in (0, 1):
+        dataset = make_dataset()
+        dataset.labels = torch.full_like(dataset.labels, labels)
+        client = scope["EntropyLocalUpdate"](make_args("paper"), dataset, torch.arange(8), 2)
+        results.append(client.train(net.to(CPU), weights, 3, None))
+    assert results[0].loss == results[1].loss > 0
+    for name, value in results[0].weights.items():
+        assert torch.equal(value, results[1].weights[name])
+    assert not torch.equal(
+        results[0].weights["densenet121.classifier.0.weight"],
+        weights["densenet121.classifier.0.weight"],
+    )

@@ -1,0 +1,398 @@
+"""DICOM slices: Hounsfield units and pictures against numbers worked out by hand, and every way
+in which a file can be bad."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from dataloaders.dicom import (
+    MAX_FILE_BYTES,
+    Preprocessing,
+    UnreadableDicom,
+    apply_window,
+    read_hounsfield,
+    read_picture,
+    window_picture,
+)
+from tests.helpers import PROJECT
+from tests.helpers.dicom_files import BIRTH_DATE, ct_dataset, head, write_ct, write_deflated
+
+
+def test_signed_16_bit_is_stored_value_plus_intercept(tmp_path):
+    stored = np.array([[24, 1064], [-976, 2024]], dtype=np.int16)
+    hounsfield = read_hounsfield(write_ct(tmp_path / "a.dcm", stored))
+    assert hounsfield.dtype == np.float32
+    assert hounsfield.tolist() == [[-1000, 40], [-2000, 1000]]
+
+
+def test_slope_is_applied(tmp_path):
+    path = write_ct(tmp_path / "a.dcm", np.array([[0, 20]], np.int16), -10, RescaleSlope=0.5)
+    assert read_hounsfield(path).tolist() == [[-10, 0]]
+
+
+TWELVE_BITS = {"BitsStored": 12, "HighBit": 11, "PixelRepresentation": 0}
+
+
+@pytest.mark.parametrize(
+    ("intercept", "expected"),
+    [
+        # 64 + 1000 - 1024; 3120 + 1000 - 4096 - 1024; 3096 + 1000 - 4096 - 1024; 3095 + 1000 - 1024
+        (0, [[40, -1000, -1024, 3071]]),
+        (-99, [[40, -1000, -1024, 3071]]),
+        # A sound intercept is believed.
+        (-100, [[-36, 3020, 2996, 2995]]),
+        (-1024, [[-960, 2096, 2072, 2071]]),
+    ],
+)
+def test_12_bit_intercept_near_zero_is_repaired(tmp_path, intercept, expected):
+    stored = np.array([[64, 3120, 3096, 3095]], dtype=np.uint16)
+    path = write_ct(tmp_path / "a.dcm", stored, intercept, **TWELVE_BITS)
+    assert read_hounsfield(path).tolist() == expected
+
+
+def test_other_depths_are_not_repaired(tmp_path):
+    stored = np.array([[64, 3120]], dtype=np.uint16)
+    sixteen = write_ct(tmp_path / "a.dcm", stored, 0)
+    signed = write_ct(tmp_path / "b.dcm", stored.astype(np.int16), 0, BitsStored=12, HighBit=11)
+    assert read_hounsfield(sixteen).tolist() == [[64, 3120]]
+    # 3120 - 4096: in 12 signed bits the highest is the sign.
+    assert read_hounsfield(signed).tolist() == [[64, -976]]
+
+
+def test_a_data_set_already_read_and_left_unchanged():
+    stored = np.array([[64, 3120]], dtype=np.uint16)
+    dataset = ct_dataset(stored, 0, **TWELVE_BITS)
+    assert read_hounsfield(dataset).tolist() == [[40, -1000]]
+    assert dataset.RescaleIntercept == 0
+    assert dataset.PixelData == stored.tobytes()
+
+
+@pytest.mark.parametrize("window", ["brain", "subdural", "bone", "triple"])
+def test_picture_is_the_window_of_the_hounsfield_units(tmp_path, window):
+    path = write_ct(tmp_path / "a.dcm", head(40, 40) + np.int16(1024))
+    picture = read_picture(path, window, 40)
+    expected = window_picture(read_hounsfield(path), window)
+    assert picture.image.dtype == np.uint8
+    np.testing.assert_array_equal(picture.image, expected)
+
+
+def test_triple_by_hand(tmp_path):
+    # 40 HU: brain (40-0)/80, subdural (40+20)/200, bone (40+800)/2800 of 255
+    stored = np.array([[1064, 24], [1064, 24]], np.int16)
+    picture = read_picture(write_ct(tmp_path / "a.dcm", stored), "triple", 2)
+    assert picture.image[0].tolist() == [[128, 76, 76], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (37, 61), (61, 16)])
+def test_resizing_is_pillows_whatever_the_matrix(tmp_path, shape):
+    path = write_ct(tmp_path / "a.dcm", head(*shape) + np.int16(1024))
+    whole = Image.fromarray(window_picture(read_hounsfield(path), "triple"))
+    expected = np.asarray(whole.resize((24, 24), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(read_picture(path, "triple", 24).image, expected)
+
+
+def test_file_window_takes_the_first_value_and_stretches_what_remains(tmp_path):
+    # Window 40/80 = 0..80 HU. Between 10 and 60 HU nothing is cut, so these become 0 and 255.
+    stored = np.array([[1034, 1084], [1059, 1034]], np.int16)
+    path = write_ct(tmp_path / "a.dcm", stored, WindowCenter=[40, 600], WindowWidth=[80, 2800])
+    assert read_picture(path, "file", 2).image.tolist() == [[0, 255], [128, 0]]
+
+
+def test_file_window_cuts_at_its_edges(tmp_path):
+    stored = np.array([[24, 1064], [1104, 3024]], np.int16)  # -1000, 40, 80, 2000 HU
+    picture = read_picture(write_ct(tmp_path / "a.dcm", stored), "file", 2)
+    assert picture.image.tolist() == [[0, 128], [255, 255]]
+
+
+def test_file_window_after_the_12_bit_repair_sees_only_values_that_occur(tmp_path):
+    # 10 and 60 HU, stored on both sides of the wrap together with -1000.
+    stored = np.array([[34, 84], [84, 3120]], dtype=np.uint16)
+    path = write_ct(tmp_path / "a.dcm", stored, 0, **TWELVE_BITS)
+    expected = apply_window(np.array([[10, 60], [60, -1000]]), 30, 60)
+    np.testing.assert_array_equal(read_picture(path, "file", 2).image, expected)
+
+
+@pytest.mark.parametrize("window", ["file", "brain", "triple"])
+def test_monochrome1_inverts_the_picture_and_not_the_hounsfield_units(tmp_path, window):
+    plain = write_ct(tmp_path / "a.dcm")
+    inverted = write_ct(tmp_path / "b.dcm", PhotometricInterpretation="MONOCHROME1")
+    np.testing.assert_array_equal(read_hounsfield(plain), read_hounsfield(inverted))
+    np.testing.assert_array_equal(
+        255 - read_picture(plain, window, 32).image, read_picture(inverted, window, 32).image
+    )
+
+
+def test_ids_and_site(tmp_path):
+    path = write_ct(
+        tmp_path / "a.dcm", PatientID="ID_7\n", StudyInstanceUID="1.2.9", WindowCenter=[40, 50]
+    )
+    picture = read_picture(path, "brain", 16)
+    assert (picture.patient_id, picture.study_uid) == ("ID_7", "1.2.9")
+    assert picture.site == "16bit-signed_intercept-1024_windows2"
+
+
+def test_site_keeps_the_intercept_that_the_repair_replaces(tmp_path):
+    stored = np.array([[64, 3120]], dtype=np.uint16)
+    path = write_ct(tmp_path / "a.dcm", stored, 1, **TWELVE_BITS)
+    assert read_picture(path, "brain", 16).site == "12bit-unsigned_intercept1_windows1"
+
+
+def test_no_ids_are_empty_and_nothing_else_is_read(tmp_path):
+    path = write_ct(tmp_path / "a.dcm", PatientID=None, StudyInstanceUID=None)
+    picture = read_picture(path, "brain", 16)
+    assert (picture.patient_id, picture.study_uid) == ("", "")
+
+
+def test_preprocessing_survives_json():
+    assert Preprocessing() == ("triple", 128)
+    stored = json.dumps(Preprocessing("file", 224)._asdict())
+    assert Preprocessing(**json.loads(stored)) == Preprocessing("file", 224)
+
+
+def jpeg2000(dataset: pydicom.Dataset) -> None:
+    stream = pydicom.filebase.DicomBytesIO()
+    Image.fromarray(dataset.pixel_array.astype(np.uint16)).save(stream, "JPEG2000", no_jp2=True)
+    dataset.PixelData = encapsulate([stream.getvalue()])
+    dataset["PixelData"].VR = "OB"
+    dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+
+
+@pytest.mark.parametrize("syntax", ["implicit", "big endian", "RLE", "deflated", "JPEG 2000"])
+def test_every_readable_transfer_syntax_gives_the_same_units(tmp_path, syntax):
+    stored = (head(24, 30) + 1024).astype(np.uint16)
+    dataset = ct_dataset(stored)
+    path = tmp_path / "a.dcm"
+    if syntax == "deflated":
+        write_deflated(path, dataset)
+    else:
+        if syntax == "implicit":
+            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+        elif syntax == "big endian":
+            dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+            dataset.PixelData = stored.astype(">u2").tobytes()
+        elif syntax == "RLE":
+            dataset.compress(RLELossless, generate_instance_uid=False)
+        else:
+            jpeg2000(dataset)
+        dataset.save_as(path, enforce_file_format=True)
+    np.testing.assert_array_equal(read_hounsfield(path), stored.astype(np.float32) - 1024)
+
+
+STORED = head() + np.int16(1024)
+PIXEL_BYTES = STORED.tobytes()
+FAULTS = {
+    "truncated pixels": ({"PixelData": PIXEL_BYTES[:600]}, "600 bytes of pixels where 2048"),
+    "too many pixels": ({"PixelData": PIXEL_BYTES * 2}, "4096 bytes of pixels where 2048"),
+    "wrong rows": ({"Rows": 64}, "2048 bytes of pixels where 4096"),
+    "huge rows": ({"Rows": 65535, "Columns": 65535}, "Rows is not between 1 and 2048"),
+    "no rows": ({"Rows": None}, "no Rows"),
+    "no pixels": ({"PixelData": None}, "no PixelData"),
+    "empty pixels": ({"PixelData": b""}, "no PixelData"),
+    "no intercept": ({"RescaleIntercept": None}, "no RescaleIntercept"),
+    "no slope": ({"RescaleSlope": None}, "no RescaleSlope"),
+    "zero slope": ({"RescaleSlope": 0}, "RescaleSlope is 0"),
+    "absurd slope": ({"RescaleSlope": 1e30}, "give no Hounsfield units"),
+    "absurd intercept": ({"RescaleIntercept": 1e9}, "give no Hounsfield units"),
+    "no bits": ({"BitsStored": None}, "no BitsStored"),
+    "too many bits": ({"BitsStored": 17}, "BitsStored is not between"),
+    "odd allocation": ({"BitsAllocated": 12}, "BitsAllocated is neither 8 nor 16"),
+    "no sign": ({"PixelRepresentation": None}, "no PixelRepresentation"),
+    "wrong sign": ({"PixelRepresentation": 7}, "PixelRepresentation is neither"),
+    "colour": ({"PhotometricInterpretation": "RGB"}, "a colour picture"),
+    "frames": ({"NumberOfFrames": 2}, "more than one frame"),
+    "MR": ({"Modality": "MR"}, "Modality is not CT"),
+    "constant": ({"PixelData": bytes(2048)}, "constant image"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_rejected_with_their_reason(tmp_path, fault):
+    tags, reason = FAULTS[fault]
+    path = write_ct(tmp_path / "a.dcm", STORED, **tags)
+    with pytest.raises(UnreadableDicom, match=reason):
+        read_hounsfield(path)
+    with pytest.raises(UnreadableDicom, match=reason):
+        read_picture(path, "triple", 32)
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"WindowCenter": None}, "no WindowCenter"),
+        ({"WindowWidth": 0}, "WindowWidth is not positive"),
+        ({"WindowCenter": -5000}, "no pixel lies inside"),
+    ],
+)
+def test_a_bad_window_matters_only_where_it_is_used(tmp_path, tags, reason):
+    path = write_ct(tmp_path / "a.dcm", **tags)
+    with pytest.raises(UnreadableDicom, match=reason):
+        read_picture(path, "file", 32)
+    assert read_picture(path, "triple", 32).image.max() == 255
+
+
+def test_an_unknown_window_is_not_the_files_fault(tmp_path):
+    with pytest.raises(KeyError, match="choose from file, brain"):
+        read_picture(write_ct(tmp_path / "a.dcm"), "lung", 32)
+
+
+def test_files_that_are_no_dicom_files(tmp_path):
+    (tmp_path / "empty.dcm").touch()
+    (tmp_path / "text.dcm").write_text("no DICOM " * 100)
+    os.mkfifo(tmp_path / "pipe.dcm")
+    with open(tmp_path / "huge.dcm", "wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    whole = write_ct(tmp_path / "whole.dcm").read_bytes()
+    (tmp_path / "header.dcm").write_bytes(whole[:400])
+    reasons = {
+        "empty": "no DICM mark",
+        "text": "no DICM mark",
+        "pipe": "not a file",
+        "huge": "larger than 32 MB",
+        "header": "no |damaged",
+        "absent": "No such file",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(UnreadableDicom, match=reason):
+            read_picture(tmp_path / f"{name}.dcm", "brain", 32)
+
+
+def test_truncated_like_the_sets_known_bad_file(tmp_path):
+    whole = write_ct(tmp_path / "a.dcm").read_bytes()
+    (tmp_path / "b.dcm").write_bytes(whole[: len(whole) - 1500])
+    with pytest.raises(UnreadableDicom, match="548 bytes of pixels where 2048"):
+        read_picture(tmp_path / "b.dcm", "brain", 32)
+
+
+def test_missing_plug_in_is_named(tmp_path):
+    dataset = ct_dataset(STORED)
+    dataset.PixelData = encapsulate([PIXEL_BYTES])
+    dataset["PixelData"].VR = "OB"
+    dataset.file_meta.TransferSyntaxUID = JPEGLSLossless
+    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    with pytest.raises(UnreadableDicom, match="JPEG-LS.* needs a plug-in: install .*pyjpegls"):
+        read_picture(tmp_path / "a.dcm", "brain", 32)
+
+
+def test_compressed_picture_larger_than_the_header_is_not_decoded(tmp_path):
+    dataset = ct_dataset(np.arange(6400 * 100, dtype=np.uint16).reshape(800, 800))
+    jpeg2000(dataset)
+    dataset.Rows = dataset.Columns = 600
+    dataset.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    with pytest.raises(UnreadableDicom, match="not the size that the header states"):
+        read_hounsfield(tmp_path / "a.dcm")
+
+
+def test_reasons_repeat_nothing_of_the_file(tmp_path):
+    whole = write_ct(tmp_path / "a.dcm", WindowCenter="1852.0504").read_bytes()
+    (tmp_path / "b.dcm").write_bytes(whole.replace(b"1852.0504", b"18520504x"))
+    with pytest.raises(UnreadableDicom) as error:
+        read_picture(tmp_path / "b.dcm", "file", 32)
+    assert BIRTH_DATE not in str(error.value)
+
+
+def test_nothing_is_printed_or_warned(tmp_path, capfd):
+    with pytest.warns(UserWarning, match="exceeds the maximum length"):
+        path = write_ct(tmp_path / "a.dcm", PatientID="x" * 70, WindowWidth=-1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UnreadableDicom):
+            read_picture(path, "file", 32)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_deflated_bomb_is_rejected_in_bounded_memory(tmp_path):
+    bomb = write_deflated(tmp_path / "bomb.dcm", ct_dataset(STORED), zeros_appended=400 << 20)
+    assert bomb.stat().st_size < 500_000
+    # VmHWM, not ru_maxrss: the latter starts at the size of the process that ran the tests.
+    program = (
+        "import sys\n"
+        "from dataloaders.dicom import read_picture\n"
+        "def peak():\n"
+        "    lines = open('/proc/self/status').read().splitlines()\n"
+        "    return next(int(line.split()[1]) for line in lines if line.startswith('VmHWM'))\n"
+        "before = peak()\n"
+        "try:\n    read_picture(sys.argv[1], 'brain', 32)\n"
+        "except ValueError as error:\n    print(error)\n"
+        "print((peak() - before) // 1024)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, bomb], cwd=PROJECT, capture_output=True, text=True
+    )
+    reason, megabytes = done.stdout.splitlines()
+    assert "inflates to more than 32 MB" in reason
+    assert 10 < int(megabytes) < 200
+
+
+def fuzz_seeds() -> list[bytes]:
+    """pydicom's own test files as they are, and once more labelled as CT so that the damage
+    reaches the decoders."""
+    seeds = []
+    for path in sorted(Path(pydicom.__file__).parent.glob("data/test_files/*.dcm")):
+        seeds.append(path.read_bytes())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dataset = pydicom.dcmread(path, force=True)
+            dataset.Modality = "CT"
+            dataset.RescaleSlope, dataset.RescaleIntercept = 1, -1024
+            stream = pydicom.filebase.DicomBytesIO()
+            try:
+                dataset.save_as(stream)
+            except Exception:
+                continue
+        seeds.append(stream.getvalue())
+    return seeds
+
+
+def damaged(content: bytes, random: np.random.Generator) -> bytes:
+    """`content` with some bytes changed, a block cut out or repeated, or its end missing."""
+    changed = bytearray(content)
+    kind = random.integers(5)
+    if kind < 2:
+        # Mostly in the header, where a byte decides over lengths and types.
+        reach = len(changed) if kind else min(len(changed), 2000)
+        for at in random.integers(reach, size=random.integers(1, 30)):
+            changed[at] = random.integers(256)
+    elif kind == 2:
+        del changed[random.integers(len(changed)) :]
+    else:
+        start = random.integers(len(changed))
+        end = start + random.integers(1, 200)
+        changed[start:end] = b"" if kind == 3 else changed[start:end] * 3
+    return bytes(changed)
+
+
+def test_fuzzed_files_give_a_picture_or_a_reason(tmp_path):
+    """FUZZ_FILES=20000 pytest -s tests/data/test_dicom.py -k fuzzed: the same with more files."""
+    random = np.random.default_rng(1337)
+    seeds = fuzz_seeds()
+    assert len(seeds) > 100
+    path = tmp_path / "a.dcm"
+    pictures = rejected = 0
+    for number in range(int(os.environ.get("FUZZ_FILES", "1000"))):
+        path.write_bytes(damaged(seeds[number % len(seeds)], random))
+        try:
+            picture = read_picture(path, "triple", 32)
+        except UnreadableDicom as error:
+            assert "\n" not in str(error)
+            rejected += 1
+        else:
+            assert picture.image.shape == (32, 32, 3) and picture.image.dtype == np.uint8
+            pictures += 1
+    print(f"{pictures} pictures, {rejected} rejected")
+    assert pictures > 0 and rejected > pictures

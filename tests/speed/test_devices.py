@@ -1,0 +1,210 @@
+"""Precision, twin, compilation, evaluation on several devices: what must not change numbers."""
+
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from networks import devices as compilation
+from networks.densenet import NUM_FEATURES
+from networks.devices import (
+    choose_compile,
+    choose_precision,
+    compile_networks,
+    evaluation_batch_size,
+    set_precision,
+)
+from networks.models import DenseNet121
+from predict.inference import predict, predict_on_all
+from tests.helpers.small_clients import CPU, assert_identical, make_dataset, make_network
+from utils.errors import UserError
+from utils.tensors import copy_weights
+
+CUDA = [torch.device("cuda", 0), torch.device("cuda", 1)]
+
+
+def tiny_network() -> DenseNet121:
+    """The network with a backbone of one layer, quick to compile."""
+    torch.manual_seed(0)
+    net = DenseNet121(5)
+    net.densenet121.features = nn.Sequential(
+        nn.Conv2d(3, NUM_FEATURES, 3, stride=8), nn.BatchNorm2d(NUM_FEATURES)
+    )
+    return net
+
+
+# ---- precision
+
+
+@pytest.fixture
+def capability(monkeypatch):
+    """Sets the compute capability that all GPUs claim to have."""
+
+    def claim(*capability: int) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+
+    return claim
+
+
+def test_auto_is_bf16_on_modern_gpus_alone(capability):
+    capability(9, 0)
+    assert choose_precision("auto", CUDA) == "bf16"
+    assert choose_precision("auto", [CPU]) == "fp32"
+    assert choose_precision("auto", [CPU, CPU]) == "fp32"
+    capability(7, 5)
+    assert choose_precision("auto", CUDA[:1]) == "fp32"
+
+
+def test_what_is_asked_for_is_given_or_refused(capability):
+    capability(8, 0)
+    for precision in ("fp32", "tf32", "bf16"):
+        assert choose_precision(precision, CUDA) == precision
+    assert choose_precision("bf16", [CPU]) == "bf16"
+    with pytest.raises(UserError, match="--precision tf32: not to be had on cpu"):
+        choose_precision("tf32", [CPU])
+    capability(7, 0)
+    for precision in ("tf32", "bf16"):
+        with pytest.raises(UserError, match=f"--precision {precision}"):
+            choose_precision(precision, CUDA)
+
+
+def test_bf16_backbone_float32_everywhere_else():
+    net, images = tiny_network().eval(), torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        exact = net(images)[1]
+        set_precision([net], "bf16")
+        assert net.feature_map(images).dtype == torch.bfloat16
+        activations, logits = net(images)
+        set_precision([net], "fp32")
+        assert torch.equal(net(images)[1], exact)
+    assert activations.dtype == logits.dtype == torch.float32
+    assert not torch.equal(logits, exact)
+    torch.testing.assert_close(logits, exact, rtol=0, atol=0.02)
+
+
+def test_only_fp32_forbids_tf32():
+    for precision, allowed in (("tf32", True), ("bf16", True), ("fp32", False)):
+        set_precision([], precision)
+        assert torch.backends.cudnn.allow_tf32 is allowed
+
+
+# ---- the twin
+
+
+def test_the_twin_is_apart_but_for_the_dropout():
+    net = make_network()
+    names = list(net.state_dict())
+    twin = net.twin()
+    assert twin is net.twin() and twin is not net
+    assert list(net.state_dict()) == names == list(twin.state_dict())
+    assert_identical(dict(twin.state_dict()), dict(net.state_dict()))
+    ours = {value.data_ptr() for value in net.state_dict().values()}
+    assert not ours & {value.data_ptr() for value in twin.state_dict().values()}
+    assert twin.dropout is net.dropout
+    assert not any(parameter.requires_grad for parameter in twin.parameters())
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    conv = twin.densenet121.features.conv0.weight
+    assert conv.is_contiguous(memory_format=torch.channels_last)
+
+
+# ---- compilation
+
+
+def test_when_compiling_pays():
+    assert choose_compile("auto", [CPU], 10**6) == "off"
+    assert choose_compile("auto", CUDA, 100) == "off"
+    assert choose_compile("auto", CUDA, 10**6) == "on"
+    assert choose_compile("on", [CPU], 1) == "on"
+    assert choose_compile("graphs", CUDA[:1], 1) == "graphs"
+    for devices in ([CPU], CUDA):
+        with pytest.raises(UserError, match="--compile graphs: works on one GPU"):
+            choose_compile("graphs", devices, 1)
+
+
+def compile_flags(**changes) -> Namespace:
+    flags = {"compile": "on", "rounds": 1, "local_ep": 1, "batch_size": 4, "deterministic": 1}
+    return Namespace(**flags | changes)
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Networks are traced but not compiled; counts the programs by their batch size."""
+    programs, real_compile = [], torch.compile
+
+    def compiler(function, dynamic, options):
+        assert dynamic is False
+
+        def backend(graph, inputs):
+            programs.extend(len(value) for value in inputs if value.shape[1:] == (3, 32, 32))
+            return graph.forward
+
+        return real_compile(function, backend=backend, dynamic=dynamic)
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr(compilation, "evaluation_batch_size", lambda *_: 6)
+    yield programs
+    torch._dynamo.reset()
+
+
+def test_compiled_numbers_are_the_plain_ones(traced):
+    net, said = tiny_network(), []
+    plain = tiny_network()
+    before = copy_weights(net)
+    compile_networks([net], compile_flags(), 100, 32, said.append)
+    assert sorted(traced) == [4, 4, 6] and "compiled the backbone" in said[0]
+    assert_identical(copy_weights(net), before)
+    assert all(parameter.grad is None for parameter in net.parameters())
+    batches = [torch.randn(size, 3, 32, 32) for size in (4, 3, 4, 6)]
+    for train, images in zip((True, True, False, False), batches, strict=True):
+        net.train(train), plain.train(train)
+        ours, theirs = net.pooled(images), plain.pooled(images)
+        torch.testing.assert_close(ours, theirs)
+    assert_identical(copy_weights(net), copy_weights(plain))
+    net.train()
+    with torch.no_grad():
+        torch.testing.assert_close(net.twin().train().pooled(batches[0]), net.pooled(batches[0]))
+
+
+def test_the_twin_runs_its_own_weights(traced):
+    net = tiny_network()
+    net.compile_backbone([4], options={})
+    twin, images = net.twin().train(), torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        twin.densenet121.features[1].bias += 1
+        assert (twin.pooled(images) - net.train().pooled(images)).abs().max() > 0.1
+
+
+def test_what_does_not_compile_trains_as_it_is(monkeypatch):
+    def broken(function, dynamic, options):
+        def fail(images):
+            raise RuntimeError("no compiler here\nmore")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", broken)
+    net, said = tiny_network(), []
+    compile_networks([net], compile_flags(), 100, 32, said.append)
+    assert said == ["--compile on: training uncompiled (RuntimeError: no compiler here)"]
+    assert net.pooled(torch.randn(4, 3, 32, 32)).shape == (4, NUM_FEATURES)
+    compile_networks([net], compile_flags(compile="off"), 100, 32, said.append)
+    assert len(said) == 1
+
+
+# ---- evaluation
+
+
+@pytest.mark.parametrize("networks", [1, 2, 5])
+def test_any_number_of_networks_gives_the_same_bits(networks):
+    dataset = make_dataset()
+    nets = [tiny_network() for _ in range(networks)]
+    alone = predict(nets[0], dataset, 5)
+    assert np.array_equal(predict_on_all(nets, dataset, 5), alone)
+    assert alone.shape == (16, 5)
+
+
+def test_evaluation_batches():
+    assert evaluation_batch_size(48, 224, torch.device("cuda")) == 192
+    assert [evaluation_batch_size(8, size, CPU) for size in (64, 128, 512)] == [32, 8, 4]
