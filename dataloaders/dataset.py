@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -44,7 +45,10 @@ class ImageDataset:
         cache: str = "auto",
         group_column: str = "PatientID",
     ):
-        self.pixels = torch.from_numpy(np.array(pixels) if cache == "ram" else pixels)
+        with warnings.catch_warnings():
+            # A read-only mapping: nothing here writes to pixels.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            self.pixels = torch.from_numpy(np.array(pixels) if cache == "ram" else pixels)
         self.labels = torch.as_tensor(labels, dtype=torch.int64)
         self.names = list(names)
         self.class_names = tuple(class_names)

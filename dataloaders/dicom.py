@@ -326,7 +326,8 @@ def _check_pixel_data(dataset: Dataset) -> None:
 
 def _check_coded_size(dataset: Dataset) -> None:
     """The JPEG's own header decides how much memory its decoder takes."""
-    with Image.open(io.BytesIO(get_frame(dataset.PixelData, 0, number_of_frames=1))) as picture:
+    frame = io.BytesIO(get_frame(dataset.PixelData, 0, number_of_frames=1))
+    with Image.open(frame, formats=("JPEG", "JPEG2000")) as picture:
         if picture.size != (dataset.Columns, dataset.Rows):
             raise UnreadableDicom("the compressed picture has not the size that the header states")
 

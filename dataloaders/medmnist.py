@@ -244,7 +244,8 @@ def load_medmnist(
             path, names, labels, classes, None, None, None, np.arange(1, len(labels) + 1), 0
         )
         pixels = resize_pixels(images if images.ndim == 4 else images[..., None], image_size)
-        digest = hashlib.blake2b(pixels.tobytes() + labels.tobytes(), digest_size=16)
+        digest = hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16)
+        digest.update(labels)
         datasets[name] = ImageDataset(
             pixels, labels, names, classes, None, digest.hexdigest(), cache
         )
@@ -257,10 +258,13 @@ def resize_pixels(images: np.ndarray, image_size: int) -> np.ndarray:
         return images
     channels = images.shape[3]
 
-    def resize(image: np.ndarray) -> np.ndarray:
-        picture = Image.fromarray(image.squeeze(-1) if channels == 1 else image)
-        resized = picture.resize((image_size, image_size), Image.Resampling.BILINEAR)
-        return np.asarray(resized).reshape(image_size, image_size, channels)
+    resized = np.empty((len(images), image_size, image_size, channels), dtype=np.uint8)
+
+    def resize(row: int) -> None:
+        picture = Image.fromarray(images[row].squeeze(-1) if channels == 1 else images[row])
+        picture = picture.resize((image_size, image_size), Image.Resampling.BILINEAR)
+        resized[row] = np.asarray(picture).reshape(image_size, image_size, channels)
 
     with ThreadPoolExecutor() as pool:
-        return np.stack(list(pool.map(resize, images)))
+        list(pool.map(resize, range(len(images))))
+    return resized

@@ -1,5 +1,6 @@
 """A folder of images as one uint8 array, decoded once and kept on disk beside a fingerprint."""
 
+import errno
 import hashlib
 import json
 import os
@@ -8,11 +9,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from utils.errors import UserError
@@ -20,6 +21,7 @@ from utils.files import (
     HashingFile,
     atomic_write,
     hash_file,
+    megabytes,
     sweep_temporary_files,
     waiting_lock,
     write_text,
@@ -70,9 +72,13 @@ def computed_ahead(
 
 
 MAX_PIXELS = 16_000_000
+# Formats whose decoders live in this process. Pillow's others start programs (EPS: Ghostscript) or
+# follow what a file says instead of its name.
+IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
 GREY_MODES = ("1", "L", "LA")
 COLOUR_MODES = ("RGB", "RGBA", "P", "CMYK", "YCbCr")
-CHUNK = 256
+CHUNK = 256  # images, or fewer where they would take more than
+CHUNK_BYTES = 64 * 2**20
 
 
 class _NotCachedError(Exception):
@@ -103,7 +109,7 @@ def load_pixels(
         say(f"decoding {len(paths)} images ({reason}); kept in {array_path}")
     try:
         with waiting_lock(array_path.with_suffix(".lock")):
-            return _open_or_build(array_path, fingerprint, paths, image_size, describe)
+            return _open_or_build(array_path, fingerprint, paths, image_size, describe, say)
     except OSError as error:
         raise UserError(
             f"--cache_dir {cache_dir}: {error.strerror or error}: free some space or name another"
@@ -123,17 +129,26 @@ def fingerprint_files(paths: Sequence[Path], image_size: int) -> str:
 
 
 class ImageHeader(NamedTuple):
-    """What a file says of its picture: PIL's size (width, height) and mode."""
+    """What a file says of its first picture: PIL's size (width, height) and mode; and whether
+    there are further ones."""
 
     size: tuple[int, int]
     mode: str
+    several_pages: bool
+
+
+def open_image(source: Path | str | IO[bytes]) -> Image.Image:
+    """`Image.open` for the formats that this project reads, whatever else Pillow could open."""
+    return Image.open(source, formats=IMAGE_FORMATS)
 
 
 def read_header(path: Path) -> ImageHeader:
     """The header of an image that can be trained on; `ValueError` with a reason for any other."""
     try:
-        with Image.open(path) as image:
-            header = ImageHeader(image.size, image.mode)
+        with open_image(path) as image:
+            header = ImageHeader(image.size, image.mode, _has_second_page(image))
+    except UnidentifiedImageError as error:
+        raise ValueError(f"damaged or no image (none of {', '.join(IMAGE_FORMATS)})") from error
     except Image.DecompressionBombError as error:
         raise ValueError("more than the 16 million pixels allowed") from error
     except Exception as error:  # a damaged header makes PIL raise nearly anything
@@ -146,10 +161,18 @@ def read_header(path: Path) -> ImageHeader:
     return header
 
 
+def _has_second_page(image: Image.Image) -> bool:
+    try:
+        image.seek(1)
+    except EOFError:
+        return False
+    return True
+
+
 def decode_image(path: Path, image_size: int, grey: bool) -> np.ndarray:
     """One file as uint8 (S, S, C); `ValueError` with a reason when its bytes are damaged."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             picture = image.convert("L" if grey else "RGB")
     except Exception as error:  # PIL's decoders raise many kinds on damaged bytes
         raise ValueError(f"damaged image ({_reason(error)})") from error
@@ -165,13 +188,14 @@ def _open_or_build(
     paths: Sequence[Path],
     image_size: int,
     describe: Callable[[int], str],
+    say: Callable[[str], None],
 ) -> tuple[np.ndarray, str]:
     """As `_open_cache`, under the array's lock: another run may have made it while we waited."""
     try:
         return _open_cache(array_path, fingerprint)
     except _NotCachedError:
         sweep_temporary_files(array_path.parent, array_path.name)
-        _build_cache(array_path, fingerprint, paths, image_size, describe)
+        _build_cache(array_path, fingerprint, paths, image_size, describe, say)
     try:
         return _open_cache(array_path, fingerprint)
     except _NotCachedError as reason:
@@ -184,11 +208,13 @@ def _build_cache(
     paths: Sequence[Path],
     image_size: int,
     describe: Callable[[int], str],
+    say: Callable[[str], None],
 ) -> None:
     with cancelling_pool(min(32, os.cpu_count() or 1)) as pool, warnings.catch_warnings():
         # PIL warns of huge images; read_header refuses them in its own words.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         headers = list(_named(pool.map(_attempt(read_header), paths), describe))
+        _say_of_pages(headers, describe, say)
         grey = all(header.mode in GREY_MODES for header in headers)
         side = image_size or _common_side([header.size for header in headers], describe)
         decode = _attempt(lambda path: decode_image(path, image_size, grey))
@@ -203,13 +229,30 @@ def _build_cache(
                 "shape": (len(paths), side, side, 1 if grey else 3),
             }
             np.lib.format.write_array_header_1_0(hashing, header)
-            for start in range(0, len(paths), CHUNK):
-                chunk = pool.map(decode, paths[start : start + CHUNK])
-                pixels = np.stack(list(_named(chunk, lambda i: describe(start + i))))  # noqa: B023
-                hashing.write(pixels.data)
-                bar.update(len(pixels))
+            step = images_at_once(side * side * (1 if grey else 3))
+            for start in range(0, len(paths), step):
+                chunk = pool.map(decode, paths[start : start + step])
+                for pixels in _named(chunk, lambda i: describe(start + i)):  # noqa: B023
+                    hashing.write(np.ascontiguousarray(pixels).data)
+                    bar.update()
     note = {"fingerprint": fingerprint, "sha256": hashing.digest.hexdigest()}
     write_text(array_path.with_suffix(".json"), json.dumps(note) + "\n")
+
+
+def images_at_once(image_bytes: int) -> int:
+    """How many images of that size are decoded before they are written."""
+    return max(1, min(CHUNK, CHUNK_BYTES // image_bytes))
+
+
+def _say_of_pages(
+    headers: Sequence[ImageHeader], describe: Callable[[int], str], say: Callable[[str], None]
+) -> None:
+    found = [i for i, header in enumerate(headers) if header.several_pages]
+    if found:
+        say(
+            f"{len(found)} image files hold several pages, page 1 of each is used; the first is "
+            f"{describe(found[0])}"
+        )
 
 
 def _open_cache(array_path: Path, fingerprint: str) -> tuple[np.ndarray, str]:
@@ -220,10 +263,17 @@ def _open_cache(array_path: Path, fingerprint: str) -> tuple[np.ndarray, str]:
             raise _NotCachedError("the files have changed since they were cached")
         if note["sha256"] != hash_file(array_path):
             raise _NotCachedError("the cached copy is damaged")
-        return np.load(array_path, mmap_mode="c", allow_pickle=False), note["sha256"]
+        # Mapped read-only: a private copy that could be written to would be counted against
+        # memory and swap as a whole.
+        return np.load(array_path, mmap_mode="r", allow_pickle=False), note["sha256"]
     except FileNotFoundError:
         raise _NotCachedError("first use") from None
-    except (OSError, ValueError, KeyError, TypeError):
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise _NotCachedError("the cached copy is damaged") from None
+        size = megabytes(array_path.stat().st_size)
+        raise UserError(f"{array_path}: no address space for {size} (see ulimit -v)") from None
+    except (ValueError, KeyError, TypeError):
         raise _NotCachedError("the cached copy is damaged") from None
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 from PIL import Image
 
 from dataloaders.dicom import resize_picture
+from dataloaders.pixels import open_image
 from dataloaders.prepare.conversion import Conversion, Options, find_files, prepare_labelled
 from utils.errors import UserError
 
@@ -69,7 +70,7 @@ def convert_photograph(path: str, size: int) -> tuple[np.ndarray, tuple[()]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as photograph:
+            with open_image(path) as photograph:
                 if photograph.width * photograph.height > MAX_PIXELS:
                     raise ValueError(f"more than {MAX_PIXELS:,} pixels")
                 return resize_picture(photograph.convert("RGB"), size), ()
