@@ -5,7 +5,7 @@ where the probabilities themselves would underflow to 0.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,6 +27,16 @@ class RelationMatrix(NamedTuple):
     def to(self, device: torch.device | str) -> "RelationMatrix":
         """The same matrix on `device`."""
         return RelationMatrix(self.log_rows.to(device), self.present.to(device))
+
+    def named(self) -> dict[str, torch.Tensor]:
+        """The matrix as named tensors: so it travels, and lies in a run's state."""
+        return {f"relation_{name}": value for name, value in self._asdict().items()}
+
+    @classmethod
+    def from_named(cls, tensors: Mapping[str, torch.Tensor]) -> "RelationMatrix | None":
+        """The matrix among named tensors, None where there is none."""
+        names = [f"relation_{name}" for name in cls._fields]
+        return cls(*map(tensors.get, names)) if tensors.keys() >= set(names) else None
 
 
 def class_sums(

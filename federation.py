@@ -1,20 +1,18 @@
-"""What every engine does alike: networks, clients, who takes part in a round, the average."""
+"""What every engine does alike: the methods, networks, clients, and where a run starts."""
 
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 
-from confuse_matrix import RelationMatrix, average_matrices
 from dataloaders.dataset import ImageDataset
-from dataloaders.federated import FederatedData, load_federated_data
-from dataloaders.phantom.embedded import place_embedded_data
+from dataloaders.federated import FederatedData
 from dataloaders.split import Split
-from FedAvg import FedAvg
 from local_supervised import SupervisedLocalUpdate
-from local_unsupervised import SelfTrainingLocalUpdate, UnsupervisedLocalUpdate
-from local_update import ClientUpdate, LocalUpdate
+from local_unsupervised import ConsistencyLocalUpdate, UnsupervisedLocalUpdate
+from local_update import LocalUpdate
+from methods.self_training import SelfTrainingLocalUpdate
 from networks.devices import (
     choose_devices,
     choose_precision,
@@ -22,40 +20,52 @@ from networks.devices import (
     set_deterministic,
     set_precision,
 )
-from networks.models import DenseNet121
+from networks.models import Network
 from networks.saved import architecture, build_network, load_weights, starting_weights
 from options import needs_embedded_data
-from record.run import Run
 from record.state import Progress
+from server import RelationServer, Server
+from tasks import TASKS
 from utils.tensors import copy_weights, derive_seed
 
-UNLABELED_TRAINERS = {
-    "fedirm": UnsupervisedLocalUpdate,
-    "fed_consistency": UnsupervisedLocalUpdate,
-    "fed_selftraining": SelfTrainingLocalUpdate,
+
+class Method(NamedTuple):
+    """A row of the paper's table: the trainers of either kind of client, None where such clients
+    take no part, and the server."""
+
+    labeled: type[LocalUpdate]
+    unlabeled: type[LocalUpdate] | None
+    server: type[Server]
+
+
+METHODS = {
+    "fedirm": Method(SupervisedLocalUpdate, UnsupervisedLocalUpdate, RelationServer),
+    "fed_consistency": Method(SupervisedLocalUpdate, ConsistencyLocalUpdate, RelationServer),
+    "fed_selftraining": Method(SupervisedLocalUpdate, SelfTrainingLocalUpdate, RelationServer),
+    "fedavg": Method(SupervisedLocalUpdate, None, RelationServer),
 }
 
 
-class Participant(Protocol):
-    """Whoever trains in a round: a trainer in this process, or a site at the end of a wire."""
-
-    client: int
-    labeled: bool
-
-
-def prepare(run: Run) -> tuple[list[torch.device], FederatedData]:
+def prepare(
+    args: Namespace, say: Callable[[str], None]
+) -> tuple[list[torch.device], FederatedData]:
     """The devices and the data that a run's flags name; generates the embedded data."""
-    args = run.args
     set_deterministic(bool(args.deterministic))
-    devices = choose_devices(args.gpu, run.say)
+    devices = choose_devices(args.gpu, say)
+    task = TASKS[args.task]
     if needs_embedded_data(args):
-        place_embedded_data(args, run.say)
-    return devices, load_federated_data(args, run.say)
+        task.place_embedded_data(args, say)
+    return devices, task.load(args, say)
+
+
+def build_server(args: Namespace) -> Server:
+    """The server of `--method`, as it is before the first round."""
+    return METHODS[args.method].server(args)
 
 
 def build_networks(
     args: Namespace, class_names: Sequence[str], devices: Sequence[torch.device]
-) -> list[DenseNet121]:
+) -> list[Network]:
     """One network per device, in the precision that `--precision` asks for; random weights drawn
     from the seed."""
     torch.manual_seed(derive_seed(args.seed, "network"))
@@ -72,10 +82,10 @@ def start(args: Namespace, class_names: tuple[str, ...]) -> Progress:
     weights = {}
     if args.resume is not None:
         weights = starting_weights(args.resume, class_names, architecture(args))
-    return Progress(weights, None, args.start_epoch)
+    return Progress(weights, {}, args.start_epoch)
 
 
-def first_weights(args: Namespace, progress: Progress, net: DenseNet121) -> dict[str, torch.Tensor]:
+def first_weights(args: Namespace, progress: Progress, net: Network) -> dict[str, torch.Tensor]:
     """The global weights to go on from: those of `progress`, ImageNet's, or `net`'s random ones."""
     if progress.weights:
         load_weights(net, progress.weights, args.resume or args.run_dir)
@@ -88,15 +98,16 @@ def build_client(
     args: Namespace, dataset: ImageDataset, indices: torch.Tensor, client: int, labeled: bool
 ) -> LocalUpdate:
     """The trainer that `--method` gives a client whose images are the rows `indices`."""
-    trainer = SupervisedLocalUpdate if labeled else UNLABELED_TRAINERS[args.method]
-    return trainer(args, dataset, indices, client)
+    method = METHODS[args.method]
+    trainer = method.labeled if labeled else method.unlabeled
+    return trainer(args, dataset, indices, client, TASKS[args.task])
 
 
 def clients_taking_part(args: Namespace, split: Split) -> list[int]:
     """The clients that ever train, by number; surplus unlabelled ones stay away."""
     labeled = set(split.labelled)
     unlabeled = [client for client in range(len(split.clients)) if client not in labeled]
-    wanted = unlabeled[: args.num_unlabeled] if args.method in UNLABELED_TRAINERS else []
+    wanted = unlabeled[: args.num_unlabeled] if METHODS[args.method].unlabeled else []
     return sorted(labeled.union(wanted))
 
 
@@ -112,39 +123,3 @@ def build_clients(args: Namespace, data: FederatedData) -> list[LocalUpdate]:
         )
         for client in clients_taking_part(args, data.split)
     ]
-
-
-def clients_of_round(args: Namespace, clients: Sequence[Participant], round: int) -> list:
-    """Who trains in this round: the unlabelled join late, the labelled may stop, as flags say.
-
-    The labelled stop only where unlabelled ones carry on, so that somebody always trains.
-    """
-    epochs_done = round * args.local_ep
-    joined = epochs_done > args.join_epoch and not all(client.labeled for client in clients)
-    stopped = joined and 0 < args.labeled_stop <= epochs_done
-    return [client for client in clients if (not stopped if client.labeled else joined)]
-
-
-def average_weights(
-    updates: Iterator[ClientUpdate], fedavg_weights: str, device: torch.device, run: Run
-) -> tuple[dict[str, torch.Tensor], list[ClientUpdate]]:
-    """FedAvg over the updates as they come in, and the updates without their weights."""
-    reports: list[ClientUpdate] = []
-
-    def weighted() -> Iterator[tuple[dict[str, torch.Tensor], float]]:
-        for update in updates:
-            reports.append(update._replace(weights={}))
-            run.client_done(update)
-            share = update.num_samples if fedavg_weights == "size" else 1
-            yield {name: value.to(device) for name, value in update.weights.items()}, share
-            del update  # not to hold its weights while the next client trains
-
-    return FedAvg(weighted()), reports
-
-
-def mean_relation(
-    reports: Sequence[ClientUpdate], before: RelationMatrix | None
-) -> RelationMatrix | None:
-    """The mean of the relation matrices that were reported; `before` where nobody measured one."""
-    matrices = [report.matrix for report in reports if report.matrix is not None]
-    return average_matrices(matrices) if matrices else before

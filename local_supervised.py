@@ -1,32 +1,32 @@
 """A labelled client: cross entropy, and the disease relation matrix it measures on the way."""
 
 import torch
-from torch.nn.functional import cross_entropy
 
-from confuse_matrix import RelationMatrix, RelationMeter
-from local_update import BATCHNORM_MOMENTUM, ClientUpdate, LocalUpdate, StepLog
-from networks.models import DenseNet121
-from utils.tensors import copy_weights, net_device
+from confuse_matrix import RelationMeter
+from local_update import BATCHNORM_MOMENTUM, ClientUpdate, LocalUpdate, StepLog, take_step
+from networks.models import Network
+from utils.losses import rows
+from utils.tensors import net_device
 
 
 class SupervisedLocalUpdate(LocalUpdate):
-    """Trains on labels (eq. 7, left) and returns the relation matrix M^l (eq. 2 and 3)."""
+    """Trains on labels (eq. 7, left) and shares the relation matrix M^l (eq. 2 and 3)."""
 
     labeled = True
 
     def train(
         self,
-        net: DenseNet121,
+        net: Network,
         weights: dict[str, torch.Tensor],
         round: int,
-        target_matrix: RelationMatrix | None = None,
+        shared: dict[str, torch.Tensor],
     ) -> ClientUpdate:
         """One round of local training from `weights` on the device of `net`.
 
-        `target_matrix` is what unlabelled clients match; a labelled client ignores it.
+        `shared` is what unlabelled clients match; a labelled client ignores it.
         """
         args = self.args
-        log = StepLog("supervised_loss")
+        log = StepLog("loss", "supervised_loss")
         self.receive(net, weights, round, BATCHNORM_MOMENTUM)
         optimizer = self.build_optimizer(net, round)
         meter = RelationMeter(args.temperature, args.absent_class, args.labeled_matrix)
@@ -34,26 +34,20 @@ class SupervisedLocalUpdate(LocalUpdate):
         for _, batches in self.epochs(args.labeled_views, round, net_device(net)):
             meter.restart()
             for batch in batches:
-                view_logits = [net(view)[1] for view in batch.views]
+                outputs = [net(view)[1] for view in batch.views]  # (B, C, ...) each
                 loss = sum(
-                    cross_entropy(logits, batch.labels, label_smoothing=args.label_smoothing)
-                    for logits in view_logits
+                    self.task.supervised_loss(output, batch.labels, args) for output in outputs
                 )
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                meter.add(view_logits[0].detach(), batch.labels)
-                log.add(batch, loss)
+                take_step(optimizer, loss)
+                meter.add(rows(outputs[0].detach()), batch.labels.flatten())
+                log.add(batch, loss, loss)
 
         self.optimizer_state = optimizer.state_dict()
-        stats = log.means() | {"learning_rate": self.learning_rate(round)}
-        return ClientUpdate(
-            copy_weights(net),
-            len(self.indices),
-            stats["supervised_loss"],
-            meter.matrix().to("cpu"),
-            stats,
-            suspects=log.suspects(),
+        return self.report(
+            net,
+            log,
+            shared=meter.matrix().named(),
+            learning_rate=self.learning_rate(round),
         )
 
     def learning_rate(self, round: int) -> float:

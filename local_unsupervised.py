@@ -3,17 +3,15 @@
 from collections.abc import Iterable
 
 import torch
-from torch.nn.functional import cross_entropy, softmax
+from torch.nn.functional import softmax
 
 from confuse_matrix import RelationMatrix, RelationMeter, relation_loss
 from dataloaders.dataset import Batch
-from local_update import BATCHNORM_MOMENTUM, ClientUpdate, LocalUpdate, StepLog
-from networks.models import DenseNet121
-from utils.losses import mean_prediction, predictive_entropy, reliable_mask, softmax_mse_loss
+from local_update import BATCHNORM_MOMENTUM, ClientUpdate, LocalUpdate, StepLog, take_step
+from networks.models import Network
+from utils.losses import mean_prediction, predictive_entropy, reliable_mask, rows, softmax_mse_loss
 from utils.ramps import get_current_consistency_weight
-from utils.tensors import copy_tensors, copy_weights, net_device, set_tensors
-
-IGNORED = -100  # the label of a sample that takes no part in the cross entropy
+from utils.tensors import copy_tensors, net_device, set_tensors
 
 
 def update_ema_variables(
@@ -40,9 +38,10 @@ class UnsupervisedLocalUpdate(LocalUpdate):
     """
 
     remembered_copies = 3  # the teacher, too
+    matches_relation = True  # whether L_IRM is part of the loss
 
-    def __init__(self, args, dataset, indices, client):
-        super().__init__(args, dataset, indices, client)
+    def __init__(self, args, dataset, indices, client, task):
+        super().__init__(args, dataset, indices, client, task)
         self.teacher: dict[str, torch.Tensor] | None = None
         self.step = args.global_step
 
@@ -57,15 +56,15 @@ class UnsupervisedLocalUpdate(LocalUpdate):
 
     def train(
         self,
-        net: DenseNet121,
+        net: Network,
         weights: dict[str, torch.Tensor],
         round: int,
-        target_matrix: RelationMatrix | None,
+        shared: dict[str, torch.Tensor],
     ) -> ClientUpdate:
         """One round of local training from `weights` on the device of `net`.
 
-        `target_matrix` is the labelled clients' mean relation matrix of the round before; None
-        (nobody has measured one yet) leaves the relation loss at 0.
+        `shared` holds the labelled clients' mean relation matrix of the round before; without it
+        (nobody has measured one yet) the relation loss is 0.
         """
         args = self.args
         log = StepLog("loss", "consistency_loss", "relation_loss", "reliable_share")
@@ -74,59 +73,49 @@ class UnsupervisedLocalUpdate(LocalUpdate):
         optimizer = self.build_optimizer(net, round)
         teacher = self.teacher_network(net)
         parameters, teacher_parameters = list(net.parameters()), list(teacher.parameters())
-        if target_matrix is not None:
-            target_matrix = target_matrix.to(device)
+        target = RelationMatrix.from_named({k: v.to(device) for k, v in shared.items()})
         meter = RelationMeter(args.temperature, args.absent_class, "batches")
         step = self.step
 
         for epoch, batches in self.epochs(2, round, device):
             weight = args.unsupervised_weight * self.consistency_weight(round, epoch)
             for batch in batches:
-                consistency, relation, reliable = self.losses(
-                    net, teacher, batch, target_matrix, meter
-                )
+                consistency, relation, reliable = self.losses(net, teacher, batch, target, meter)
                 loss = weight * (consistency + self.matches_relation * relation)  # eq. 7
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                take_step(optimizer, loss)
                 update_ema_variables(parameters, teacher_parameters, self.ema_decay, step)
                 step += 1
                 log.add(batch, loss, consistency, relation, reliable.float().mean())
 
         self.optimizer_state, self.step = optimizer.state_dict(), step
         self.teacher = copy_tensors(dict(teacher.named_parameters()))
-        stats = log.means() | {
-            "learning_rate": self.learning_rate(round),
-            "consistency_weight": self.consistency_weight(round, epoch),
-        }
-        return ClientUpdate(
-            copy_weights(net),
-            len(self.indices),
-            stats.pop("loss"),
-            None,
-            stats,
-            pseudo_matrix=meter.matrix().to("cpu"),
-            suspects=log.suspects(),
+        return self.report(
+            net,
+            log,
+            shown=meter.matrix().named(),
+            learning_rate=self.learning_rate(round),
+            consistency_weight=self.consistency_weight(round, epoch),
         )
 
     def losses(
         self,
-        net: DenseNet121,
-        teacher: DenseNet121,
+        net: Network,
+        teacher: Network,
         batch: Batch,
-        target_matrix: RelationMatrix | None,
+        target: RelationMatrix | None,
         meter: RelationMeter,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """L_c and L_IRM of one batch, scalars, and which of its samples are reliable, bool (B,)."""
+        """L_c and L_IRM of one batch, scalars, and which of its rows are reliable, bool (M,)."""
         args = self.args
         student_view, teacher_view = batch.views  # (B, 3, S, S) each
-        activations, student_logits = net(student_view)  # (B, 1024), (B, C)
+        features, outputs = net(student_view)  # (B, 1024), (B, C)
+        student_logits = rows(outputs)  # (M, C): a row for each image, or each voxel
         student_probabilities = softmax(student_logits, dim=1)
         with torch.no_grad():
-            _, teacher_logits = teacher(teacher_view)
+            teacher_logits = rows(teacher(teacher_view)[1])
             # In train mode the backbone gives the same features at every pass, so T stochastic
             # passes are T draws of the dropout behind it.
-            stochastic = net.classify(activations.expand(args.mc_passes, *activations.shape))
+            stochastic = rows(net.classify(features.expand(args.mc_passes, *features.shape)), 2)
             prediction = mean_prediction(stochastic, args.mc_average)
             entropy = predictive_entropy(prediction)  # eq. 4
             reliable = reliable_mask(
@@ -136,15 +125,15 @@ class UnsupervisedLocalUpdate(LocalUpdate):
         scores = student_logits if args.unlabeled_matrix == "logits" else student_probabilities
         relation = meter.add(scores, pseudo_labels, reliable)  # eq. 5
 
-        size = args.batch_size if args.consistency_norm == "flag" else len(student_view)
+        size = args.batch_size if args.consistency_norm == "flag" else len(student_logits)
         squared = softmax_mse_loss(student_logits, teacher_logits, size)  # eq. 1
         consistency_loss = args.consistency_scale * squared
-        if target_matrix is None:
+        if target is None:
             return consistency_loss, squared.new_zeros(()), reliable
-        distance = relation_loss(relation, target_matrix, args.relation_distance)  # eq. 6
+        distance = relation_loss(relation, target, args.relation_distance)  # eq. 6
         return consistency_loss, args.relation_scale * distance, reliable
 
-    def teacher_network(self, net: DenseNet121) -> DenseNet121:
+    def teacher_network(self, net: Network) -> Network:
         """The twin of `net` as this client's teacher: in train mode, with its own BatchNorm.
 
         Its weights are those remembered, or the student's before there are any.
@@ -160,11 +149,6 @@ class UnsupervisedLocalUpdate(LocalUpdate):
         """The teacher's decay; without ema_consistency it follows the student at once."""
         return self.args.ema_decay if self.args.ema_consistency else 0.0
 
-    @property
-    def matches_relation(self) -> bool:
-        """Whether L_IRM is part of the loss; Fed-Consistency only measures it."""
-        return self.args.method == "fedirm"
-
     def consistency_weight(self, round: int, epoch: int) -> float:
         """lambda(omega) of eq. 7, by federated round or by local epoch."""
         args = self.args
@@ -179,59 +163,7 @@ class UnsupervisedLocalUpdate(LocalUpdate):
         return 1 - (1 - BATCHNORM_MOMENTUM) ** updates
 
 
-class SelfTrainingLocalUpdate(LocalUpdate):
-    """Fed-SelfTraining: pseudo labels from the received model, then cross entropy on them.
+class ConsistencyLocalUpdate(UnsupervisedLocalUpdate):
+    """Fed-Consistency: FedIRM without L_IRM, which is measured all the same."""
 
-    Expectation: the received model, in eval mode, labels the client's images once a round.
-    Maximisation: local epochs on those labels, leaving out images below the confidence threshold.
-    """
-
-    def train(
-        self,
-        net: DenseNet121,
-        weights: dict[str, torch.Tensor],
-        round: int,
-        target_matrix: RelationMatrix | None,
-    ) -> ClientUpdate:
-        """One round of local training from `weights`; `target_matrix` is not used."""
-        device = net_device(net)
-        log = StepLog("loss", "reliable_share")
-        self.receive(net, weights, round, BATCHNORM_MOMENTUM)
-        pseudo_labels = self.pseudo_label(net, device)
-        optimizer = self.build_optimizer(net, round)
-
-        for _, batches in self.epochs(1, round, device, pseudo_labels):
-            for batch in batches:
-                _, logits = net(batch.views[0])
-                confident = batch.labels != IGNORED
-                summed = cross_entropy(logits, batch.labels, ignore_index=IGNORED, reduction="sum")
-                loss = summed / confident.sum().clamp(min=1)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                log.add(batch, loss, confident.float().mean())
-
-        self.optimizer_state = optimizer.state_dict()
-        stats = log.means() | {"learning_rate": self.learning_rate(round)}
-        return ClientUpdate(
-            copy_weights(net),
-            len(self.indices),
-            stats.pop("loss"),
-            None,
-            stats,
-            suspects=log.suspects(),
-        )
-
-    def pseudo_label(self, net: DenseNet121, device: torch.device) -> torch.Tensor:
-        """Labels (int64, one per image of the data set) by `net`; IGNORED where not confident."""
-        net.eval()
-        with torch.no_grad():
-            batches = self.dataset.evaluation_batches(self.indices, self.args.batch_size, device)
-            batches = self.until_stopped(batches)
-            probabilities = torch.cat([softmax(net(images)[1], dim=1) for images in batches])
-        net.train()
-        confidence, classes = probabilities.max(dim=1)
-        chosen = classes.masked_fill(confidence < self.args.confidence_threshold, IGNORED)
-        labels = torch.full((len(self.dataset),), IGNORED)
-        labels[self.indices] = chosen.cpu()
-        return labels
+    matches_relation = False

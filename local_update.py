@@ -1,18 +1,22 @@
-"""What every client does alike: receive weights, train locally, remember its optimizer."""
+"""What every client does alike: receive weights, train locally, remember its optimizer.
+
+What a label is, an image's class or the class of each voxel, is the task's to know; methods work on
+rows (M, C) of outputs and do not see it.
+"""
 
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import torch
 
-from confuse_matrix import RelationMatrix
-from dataloaders.augment import Augmentation
 from dataloaders.dataset import Batch, ImageDataset
-from networks.models import DenseNet121
-from utils.tensors import copy_tensors, generator, net_device, set_tensors
+from dataloaders.federated import FederatedData
+from networks.models import Network
+from utils.tensors import copy_tensors, copy_weights, generator, net_device, set_tensors
 
 BATCHNORM_MOMENTUM = 0.1
 
@@ -20,20 +24,63 @@ BATCHNORM_MOMENTUM = 0.1
 class ClientUpdate(NamedTuple):
     """What a client returns to the server after local training.
 
-    weights: whole state dict, sharing no memory with the network. num_samples: N_k. loss: mean
-    training loss over the steps. matrix: relation matrix of a labelled client, on the CPU, else
-    None. stats: numbers for metrics.csv. pseudo_matrix: what an unlabelled client's relation
-    matrix looked like, on the CPU, for the figures only; None otherwise. suspects: the data set
-    indices of the images to look at where a number is not finite (`StepLog.suspects`).
+    weights: whole state dict, sharing no memory with the network. num_samples: N_k. labeled:
+    whether it trained on labels. shared: what else its method lets leave the client, named
+    tensors on the CPU. stats: numbers for metrics.csv by their names there; `loss`, the mean
+    training loss over the steps, is one of them. shown: like `shared`, but for the figures alone.
+    suspects: the data set indices of the images to look at where a number is not finite
+    (`StepLog.suspects`).
     """
 
     weights: dict[str, torch.Tensor]
     num_samples: int
-    loss: float
-    matrix: RelationMatrix | None
+    labeled: bool
+    shared: dict[str, torch.Tensor]
     stats: dict[str, float]
-    pseudo_matrix: RelationMatrix | None = None
+    shown: dict[str, torch.Tensor]
     suspects: tuple[int, ...] = ()
+
+
+class Task(Protocol):
+    """The one object that knows what a label is: asked by whoever reads, trains, scores, reports.
+
+    headline: the columns of metrics.csv that say how good a run is.
+    """
+
+    headline: tuple[str, ...]
+
+    def place_embedded_data(self, args: Namespace, say: Callable[[str], None]) -> None:
+        """Make the data that a preset brings along, and name them in `args`."""
+
+    def load(self, args: Namespace, say: Callable[[str], None]) -> FederatedData:
+        """The sets of a run and each client's share; `UserError` for what cannot be used."""
+
+    def dry_run(self, args: Namespace) -> list[str]:
+        """Check the data as far as that costs little; lines to print. `UserError` as in `load`."""
+
+    def augmentation(self, args: Namespace) -> object:
+        """How training views are made; the data set's `training_batches` takes it."""
+
+    def supervised_loss(
+        self, outputs: torch.Tensor, labels: torch.Tensor, args: Namespace
+    ) -> torch.Tensor:
+        """The loss of a labelled batch, a scalar. outputs (B, C, ...), labels int64 (B, ...)."""
+
+    def evaluate(
+        self, networks: Sequence[Network], dataset: ImageDataset, args: Namespace
+    ) -> dict[str, float]:
+        """Numbers for metrics.csv by name, from networks of the same weights, one per device."""
+
+    def evaluation_line(self, numbers: Mapping[str, float], name: str) -> str:
+        """The log's line of what `evaluate` found for the set `name`."""
+
+    def report(
+        self, folder: Path, checkpoint: Path, net: Network, data: FederatedData, args: Namespace
+    ) -> None:
+        """What a finished run leaves for a reader: predictions, tables, figures, REPORT.md."""
+
+    def test_command(self, checkpoint: Path, args: Namespace) -> str:
+        """What to type to test a checkpoint on the test images of the run with the flags `args`."""
 
 
 class Stopped(Exception):  # noqa: N818
@@ -50,8 +97,16 @@ class LocalUpdate:
     remembered_copies = 2  # of the network's parameters, in the state: Adam's two moments
     labeled = False  # whether it trains on labels
 
-    def __init__(self, args: Namespace, dataset: ImageDataset, indices: torch.Tensor, client: int):
+    def __init__(
+        self,
+        args: Namespace,
+        dataset: ImageDataset,
+        indices: torch.Tensor,
+        client: int,
+        task: Task,
+    ):
         self.args = args
+        self.task = task
         self.dataset = dataset
         self.indices = torch.as_tensor(indices, dtype=torch.int64)
         self.client = client
@@ -66,7 +121,7 @@ class LocalUpdate:
         """Restore what `state_dict` returned."""
         self.optimizer_state = state["optimizer"]
 
-    def receive(self, net: DenseNet121, weights: dict, round: int, bn_momentum: float) -> None:
+    def receive(self, net: Network, weights: dict, round: int, bn_momentum: float) -> None:
         """Put the global weights into `net`, in train mode, with this round's dropout draws."""
         set_tensors(net.state_dict(), weights)
         net.train()
@@ -85,7 +140,7 @@ class LocalUpdate:
         """Adam's in that round: `unlabeled_lr`, or `base_lr` where that is 0."""
         return self.args.unlabeled_lr or self.args.base_lr
 
-    def build_optimizer(self, net: DenseNet121, round: int) -> torch.optim.Adam:
+    def build_optimizer(self, net: Network, round: int) -> torch.optim.Adam:
         """Adam with this client's moments of the rounds before, as a copy."""
         learning_rate = self.learning_rate(round)
         optimizer = torch.optim.Adam(
@@ -112,7 +167,7 @@ class LocalUpdate:
         `labels` (int64, one per image of the data set) stand in for the data set's own.
         """
         draws = self.generator(round, "images", "cpu")
-        augmentation = Augmentation(self.args.degrees, self.args.translate, self.args.flip)
+        augmentation = self.task.augmentation(self.args)
         for epoch in range(self.args.local_ep):
             batches = self.dataset.training_batches(
                 self.indices,
@@ -125,12 +180,41 @@ class LocalUpdate:
             )
             yield epoch, self.until_stopped(batches)
 
+    def report(
+        self,
+        net: Network,
+        log: "StepLog",
+        shared: Mapping[str, torch.Tensor] | None = None,
+        shown: Mapping[str, torch.Tensor] | None = None,
+        **stats: float,
+    ) -> ClientUpdate:
+        """What leaves the client after a round: the weights of `net`, its log's means, and these.
+
+        shared, shown: as in `ClientUpdate`, on any device. stats: more numbers for metrics.csv.
+        """
+        return ClientUpdate(
+            copy_weights(net),
+            len(self.indices),
+            self.labeled,
+            {name: value.to("cpu") for name, value in (shared or {}).items()},
+            log.means() | stats,
+            {name: value.to("cpu") for name, value in (shown or {}).items()},
+            log.suspects(),
+        )
+
     def until_stopped(self, batches: Iterator) -> Iterator:
         """`batches`; raises `Stopped` between two of them if asked to."""
         for batch in batches:
             if self.stop.is_set():
                 raise Stopped
             yield batch
+
+
+def take_step(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    """One step of `optimizer` down the gradient of `loss`, a scalar."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
 
 
 class StepLog:

@@ -33,6 +33,8 @@ def embedded_paths(args: Namespace) -> dict[str, Path]:
     return {"root_path": folder / "images", **tables}
 
 
+TASKS = ("classification",)
+NETWORKS = ("densenet121",)
 METHODS = ("fedirm", "fed_consistency", "fed_selftraining", "fedavg")
 
 PAPER = {
@@ -259,6 +261,9 @@ def _data(parser: argparse.ArgumentParser) -> None:
 def _federation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("federation")
     group.add_argument("--method", choices=METHODS, default="fedirm", help="row of the paper")
+    group.add_argument(
+        "--task", choices=TASKS, default="classification", help="what a label is: an image's class"
+    )
     group.add_argument("--num_users", type=int, default=10, help="clients the data is dealt to")
     group.add_argument("--num_labeled", type=int, default=2, help="clients with labels: 0, 1, ...")
     group.add_argument(
@@ -440,6 +445,9 @@ def _unlabeled(parser: argparse.ArgumentParser) -> None:
 
 def _network(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("network")
+    group.add_argument(
+        "--network", choices=NETWORKS, default="densenet121", help="what every client trains"
+    )
     group.add_argument("--drop_rate", type=float, default=0.2, help="dropout before the classifier")
     group.add_argument(
         "--attention", choices=ATTENTIONS, default="none", help="layer over the last feature map"

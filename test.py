@@ -24,7 +24,7 @@ from networks.devices import (
     place_network,
     set_precision,
 )
-from networks.models import DenseNet121
+from networks.models import Network
 from networks.saved import build_network, load_model, load_weights
 from predict.card import (
     copy_history,
@@ -58,7 +58,7 @@ class Model(NamedTuple):
     """A checkpoint ready to predict. content: everything in the file but its weights."""
 
     path: Path
-    net: DenseNet121
+    net: Network
     content: dict
     precision: str
 

@@ -13,25 +13,22 @@ from queue import SimpleQueue
 
 import torch
 
-from confuse_matrix import RelationMatrix
-from dataloaders.federated import dry_run
 from deploy.simulation import simulate
 from federation import (
-    average_weights,
     build_clients,
     build_networks,
-    clients_of_round,
+    build_server,
     first_weights,
-    mean_relation,
     prepare,
     start,
 )
 from local_update import ClientUpdate, LocalUpdate
 from networks.devices import compile_networks, memory_shortage
-from networks.models import DenseNet121
+from networks.models import Network
 from options import args_parser
 from record.run import Run, open_run
 from record.state import Progress
+from tasks import TASKS
 from utils.errors import UserError, run_command
 from utils.files import disk_full_as_user_error
 from utils.workers import cancelling_pool
@@ -44,7 +41,7 @@ def main() -> int:
     run = open_run(args)
     try:
         if args.dry_run:
-            print("\n".join(dry_run(run.args)))
+            print("\n".join(TASKS[run.args.task].dry_run(run.args)))
         else:
             with disk_full_as_user_error(run.folder):
                 ENGINES[run.args.engine](run)
@@ -65,39 +62,36 @@ def main() -> int:
 
 def train(run: Run) -> None:
     """All rounds of a run that are still to do."""
-    args = run.args
-    devices, data = prepare(run)
-    progress = run.restore(data) or start(args, data.class_names)
+    args, task, server = run.args, TASKS[run.args.task], build_server(run.args)
+    devices, data = prepare(args, run.say)
+    progress = run.restore(data, server) or start(args, data.class_names)
     networks = build_networks(args, data.class_names, devices)
     clients = build_clients(args, data)
-    weights, target_matrix = first_weights(args, progress, networks[0]), progress.matrix
-    run.begin(data, clients, networks, devices)
+    weights, shared = first_weights(args, progress, networks[0]), progress.shared
+    run.begin(data, clients, networks, devices, task)
     compile_networks(networks, args, len(data.train), data.train.image_size, run.say)
 
     for round in range(progress.next_round, args.rounds):
-        # 1. Broadcast: the global weights and the mean relation matrix go to who takes part.
-        active = clients_of_round(args, clients, round)
+        # 1. Broadcast: the global weights and what the server shares go to who takes part.
+        active = server.active(clients, round)
         started = run.start_round(round, active)
         # 2. Local training, one client per device at a time.
-        with closing(
-            train_clients(active, networks, weights, round, target_matrix, run)
-        ) as updates:
+        with closing(train_clients(active, networks, weights, round, shared, run)) as updates:
             # 3. FedAvg of the weights, client by client as they come in.
-            weights, reports = average_weights(updates, args.fedavg_weights, devices[0], run)
-        # 4. Average of the labelled clients' relation matrices, for the next round.
-        target_matrix = mean_relation(reports, target_matrix)
+            weights, reports = server.average(updates, weights, round, devices[0], run.client_done)
+        # 4. What the clients share, the relation matrices, is averaged for the next round.
+        shared = server.shared(reports, shared)
         # 5. Evaluate, log, save.
-        progress = Progress(weights, target_matrix, round + 1)
-        run.finish_round(progress, networks, data, reports, started)
+        run.finish_round(Progress(weights, shared, round + 1), networks, data, reports, started)
     run.finish(weights, networks[0], data)
 
 
 def train_clients(
     active: Sequence[LocalUpdate],
-    networks: Sequence[DenseNet121],
+    networks: Sequence[Network],
     weights: dict[str, torch.Tensor],
     round: int,
-    target_matrix: RelationMatrix | None,
+    shared: dict[str, torch.Tensor],
     run: Run,
 ) -> Iterator[ClientUpdate]:
     """Train every client; yields their updates in the clients' order, whatever the devices.
@@ -105,7 +99,7 @@ def train_clients(
     Who returns what cannot be averaged is left out. Closing the generator stops those who train
     at their next step.
     """
-    free: SimpleQueue[DenseNet121] = SimpleQueue()
+    free: SimpleQueue[Network] = SimpleQueue()
     for net in networks:
         free.put(net)
 
@@ -114,7 +108,7 @@ def train_clients(
         net = free.get()
         try:
             with run.memory_of(client):
-                update = client.train(net, weights, round, target_matrix)
+                update = client.train(net, weights, round, shared)
                 return update if run.accept(client, round, update, weights) else None
         finally:
             free.put(net)

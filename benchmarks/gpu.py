@@ -85,7 +85,7 @@ def _waits_of(ours: Ours, client, steps: int) -> int:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            client.train(ours.networks[0], ours.weights, 1, ours.target)
+            client.train(ours.networks[0], ours.weights, 1, ours.shared)
     finally:
         torch.cuda.set_sync_debug_mode("default")
         client.indices = everything

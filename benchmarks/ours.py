@@ -16,12 +16,13 @@ from torch.nn.functional import cross_entropy, softmax
 
 from benchmarks.measure import Clock
 from dataloaders.dataset import batch_bounds
-from federation import average_weights, build_clients, build_networks, mean_relation, prepare
+from federation import build_clients, build_networks, build_server, prepare
 from networks.devices import compile_networks
 from networks.models import DenseNet121
 from options import args_parser
 from record.run import open_run
 from record.state import Progress
+from tasks import TASKS
 from train_main import train_clients
 from utils.tensors import copy_weights, net_device
 
@@ -92,19 +93,21 @@ class Ours:
     def _prepare(self, args: Namespace, backbone: nn.Module | None) -> None:
         self.run = open_run(args)
         self.args = self.run.args
-        self.devices, self.data = prepare(self.run)
+        self.devices, self.data = prepare(self.args, self.run.say)
         self.clock = Clock(self.devices[0])
         self.networks = build_networks(self.args, self.data.train.class_names, self.devices)
         if backbone is not None:
             for net in self.networks:
                 net.densenet121.features = copy.deepcopy(backbone).to(net_device(net))
         self.clients = build_clients(self.args, self.data)
-        self.run.begin(self.data, self.clients, self.networks, self.devices)
+        self.server = build_server(self.args)
+        self.run.restore(self.data, self.server)
+        self.run.begin(self.data, self.clients, self.networks, self.devices, TASKS[self.args.task])
         with redirect_stdout(sys.stderr):
             compile_networks(
                 self.networks, self.args, len(self.data.train), self.args.image_size, print
             )
-        self.weights, self.target, self.round = copy_weights(self.networks[0]), None, 0
+        self.weights, self.shared, self.round = copy_weights(self.networks[0]), {}, 0
 
     def train(self) -> Timing:
         """Steps 1 to 4 of a round."""
@@ -112,11 +115,11 @@ class Ours:
             return self._train()
 
     def _train(self) -> Timing:
-        run, args = self.run, self.args
+        run = self.run
         run.start_round(self.round, self.clients)
         watch = Stopwatch(self.clock, [client.labeled for client in self.clients])
         trained = train_clients(
-            self.clients, self.networks, self.weights, self.round, self.target, run
+            self.clients, self.networks, self.weights, self.round, self.shared, run
         )
 
         def timed() -> Iterator:
@@ -124,16 +127,16 @@ class Ours:
                 yield update
             watch.seconds.pop()  # of the call that found no client left
 
-        self.weights, self.reports = average_weights(
-            timed(), args.fedavg_weights, self.devices[0], run
+        self.weights, self.reports = self.server.average(
+            timed(), self.weights, self.round, self.devices[0], run.client_done
         )
-        self.target = mean_relation(self.reports, self.target)
+        self.shared = self.server.shared(self.reports, self.shared)
         return watch.timing()
 
     def finish(self) -> float:
         """Step 5, evaluation, log and checkpoint; its seconds."""
         self.round += 1
-        progress = Progress(self.weights, self.target, self.round)
+        progress = Progress(self.weights, self.shared, self.round)
         with redirect_stdout(io.StringIO()):
             return self.clock.time(
                 lambda: self.run.finish_round(progress, self.networks, self.data, self.reports, 0)

@@ -19,6 +19,7 @@ from local_unsupervised import UnsupervisedLocalUpdate
 from local_update import LocalUpdate
 from networks.devices import place_network
 from networks.models import DenseNet121, SeededDropout
+from tasks.classification import Classification
 from utils.tensors import copy_weights
 
 LOSS_TOLERANCE = 2e-4  # relative, of the mean loss over the steps
@@ -29,6 +30,7 @@ ROUND = 25
 # PIL and our batched views round a source position between two pixels differently (0.01% of the
 # pixels, see tests/data/test_augment.py), so nothing is rotated here. Adam turns a gradient that is
 # nothing but rounding into a step of its learning rate, so that is small here.
+TASK = Classification()
 CHECKED_WITH = {"degrees": 0.0, "base_lr": 1e-6, "labeled_lr_late": 1e-6}
 
 
@@ -45,19 +47,21 @@ def check(args: Namespace, dataset: ImageDataset, folder: Path) -> list[str]:
     net, plain = _networks(len(dataset.class_names), args.drop_rate)
     weights, indices = copy_weights(net), torch.arange(images)
 
-    ours = SupervisedLocalUpdate(args, dataset, indices, 0).train(net, weights, ROUND)
+    ours = SupervisedLocalUpdate(args, dataset, indices, 0, TASK).train(net, weights, ROUND, {})
     client, plain_net = _reference_client(args, dataset, paths, labels, plain, 0)
     batches = _given_batches(ours_draws(args, dataset, images, 0), paths, labels, args)
     _, loss, matrix = client.train_labeled(plain_net, batches)
-    off = (ours.matrix.log_rows.exp() - matrix).abs().max().item()
-    lines = [_compare("labelled", ours.loss, loss, off)]
+    off = (ours.shared["relation_log_rows"].exp() - matrix).abs().max().item()
+    lines = [_compare("labelled", ours.stats["loss"], loss, off)]
 
     target = RelationMatrix(matrix.log(), torch.ones(len(matrix), dtype=torch.bool))
-    ours = UnsupervisedLocalUpdate(args, dataset, indices, 1).train(net, weights, ROUND, target)
+    ours = UnsupervisedLocalUpdate(args, dataset, indices, 1, TASK).train(
+        net, weights, ROUND, target.named()
+    )
     client, plain_net = _reference_client(args, dataset, paths, labels, plain, 1)
     batches = _given_batches(ours_draws(args, dataset, images, 1), paths, labels, args)
     state, loss = client.train_unlabeled(plain_net, batches, ROUND, matrix)
-    lines.append(_compare("unlabelled", ours.loss, loss, 0.0))
+    lines.append(_compare("unlabelled", ours.stats["loss"], loss, 0.0))
     if not ours.stats["relation_loss"] > 0:
         raise RuntimeError("no sample was reliable: the relation loss was not compared")
     name = "densenet121.features.norm5.running_var"
@@ -77,7 +81,7 @@ def ours_draws(
     args: Namespace, dataset: ImageDataset, images: int, client: int
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The order and the two views' parameters that our trainer of this client draws."""
-    trainer = LocalUpdate(args, dataset, torch.arange(images), client)
+    trainer = LocalUpdate(args, dataset, torch.arange(images), client, TASK)
     draws = trainer.generator(ROUND, "images", "cpu")
     order = torch.randperm(images, generator=draws)
     augmentation = Augmentation(args.degrees, args.translate, args.flip)
@@ -109,7 +113,7 @@ def _reference_client(
     teacher = ReferenceNet(len(dataset.class_names), args.drop_rate)
     teacher.load_state_dict(plain.state_dict())
     dropout = SeededDropout(args.drop_rate)
-    trainer = LocalUpdate(args, dataset, torch.arange(len(paths)), number)
+    trainer = LocalUpdate(args, dataset, torch.arange(len(paths)), number, TASK)
     dropout.generator = trainer.generator(ROUND, "dropout", "cpu")
     net.dropout = teacher.dropout = dropout
     client = ReferenceClient(args, paths, labels, dataset.image_size)

@@ -273,7 +273,7 @@ def _steps_of(ours: Ours, images: int, batch_size: int) -> dict[str, Callable[[]
 
     def train(count: int) -> float:
         client.indices = all_indices[:count]
-        return ours.clock.time(lambda: client.train(net, ours.weights, 1, ours.target))
+        return ours.clock.time(lambda: client.train(net, ours.weights, 1, ours.shared))
 
     def passes() -> float:
         teacher = net.train().twin().train()

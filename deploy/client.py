@@ -12,10 +12,10 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from deploy.hospital import Memory, Site, own_site
-from deploy.messages import pack_update, unpack_flags, unpack_matrix, unpack_weights
+from deploy.messages import pack_update, unpack_flags, unpack_tensors, unpack_weights
 from federation import build_client, build_networks
 from networks.devices import choose_devices, set_deterministic
-from networks.models import DenseNet121
+from networks.models import Network
 from record.guard import find_bad_number
 
 OpenSite = Callable[[Context, ConfigRecord], Site]
@@ -54,8 +54,7 @@ def train_site(site: Site, content: RecordDict) -> RecordDict:
     if recalled is not None:
         trainer.load_state_dict(recalled)
     weights = unpack_weights(content["weights"], net.state_dict())
-    target = unpack_matrix("target", task, len(site.dataset.class_names))
-    update = trainer.train(net, weights, task["round"], target)
+    update = trainer.train(net, weights, task["round"], unpack_tensors(content["shared"]))
     if (fault := find_bad_number(update, trainer.state_dict())) is None:
         memory.remember(task["round"], trainer.state_dict(), task["memory_round"])
     else:
@@ -66,7 +65,7 @@ def train_site(site: Site, content: RecordDict) -> RecordDict:
 
 
 @lru_cache(maxsize=1)
-def network_on(device: torch.device, class_names: tuple[str, ...], flags: str) -> DenseNet121:
+def network_on(device: torch.device, class_names: tuple[str, ...], flags: str) -> Network:
     """The network on which this process trains its clients, one after the other."""
     return build_networks(unpack_flags(flags), class_names, [device])[0]
 

@@ -1,4 +1,4 @@
-"""What travels on Flower: weights as one tensor, relation matrices, numbers, the training flags.
+"""What travels on Flower: weights as one tensor, what else is shared, numbers, training flags.
 
 One tensor, because Flower handles each array of a message by itself: DenseNet121's 727 entries
 take minutes where one takes seconds. Everything is bytes, numbers and text; nothing is pickled.
@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from confuse_matrix import RelationMatrix
 from local_update import ClientUpdate
 from options import FREE_ON_RESUME, build_parser, check_values
 from utils.errors import UserError
+
+SHARED_TYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
 
 
 def pack_weights(weights: Mapping[str, torch.Tensor]) -> ArrayRecord:
@@ -47,52 +48,61 @@ def unpack_weights(
     }
 
 
-def pack_matrix(name: str, matrix: RelationMatrix | None) -> dict[str, bytes]:
-    """Entries of a ConfigRecord; none where there is no matrix."""
-    if matrix is None:
+def pack_tensors(tensors: Mapping[str, torch.Tensor]) -> ConfigRecord:
+    """A few small named tensors: their bytes, beside what is needed to read them again."""
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    record = ConfigRecord()
+    if plain:  # Flower does not take empty lists
+        record["names"] = list(plain)
+        record["types"] = [str(value.dtype).removeprefix("torch.") for value in plain.values()]
+        record["shapes"] = [json.dumps(list(value.shape)) for value in plain.values()]
+        record["bytes"] = [value.numpy().tobytes() for value in plain.values()]
+    return record
+
+
+def unpack_tensors(record: ConfigRecord) -> dict[str, torch.Tensor]:
+    """The tensors that were packed, on the CPU; `ValueError` or `KeyError` for anything else."""
+    if not record:
         return {}
-    log_rows, present = matrix.to("cpu")
-    return {
-        f"{name}_log_rows": log_rows.to(torch.float32).numpy().tobytes(),
-        f"{name}_present": present.numpy().tobytes(),
-    }
-
-
-def unpack_matrix(name: str, record: ConfigRecord, num_classes: int) -> RelationMatrix | None:
-    """The matrix that was packed, on the CPU, or None; `ValueError` where its size is another."""
-    if f"{name}_log_rows" not in record:
-        return None
-    log_rows = torch.frombuffer(bytearray(record[f"{name}_log_rows"]), dtype=torch.float32)
-    present = torch.frombuffer(bytearray(record[f"{name}_present"]), dtype=torch.bool)
-    return RelationMatrix(log_rows.reshape(num_classes, num_classes), present.reshape(num_classes))
+    tensors = {}
+    for name, kind, shape, content in zip(
+        *(record[key] for key in ("names", "types", "shapes", "bytes")), strict=True
+    ):
+        if kind not in SHARED_TYPES:
+            raise ValueError(f"{name} is of the type {kind}")
+        flat = torch.frombuffer(bytearray(content), dtype=SHARED_TYPES[kind])
+        tensors[name] = flat.reshape(json.loads(shape))
+    return tensors
 
 
 def pack_update(update: ClientUpdate, client: int, recalled: int) -> RecordDict:
     """A client's answer. `recalled` is the round whose memory it went on from, -1 for none."""
-    matrices = pack_matrix("matrix", update.matrix) | pack_matrix("pseudo", update.pseudo_matrix)
-    numbers = {"num_samples": update.num_samples, "loss": update.loss}
     return RecordDict(
         {
             "weights": pack_weights(update.weights),
-            "numbers": MetricRecord(numbers),
+            "numbers": MetricRecord({"num_samples": update.num_samples}),
             "stats": MetricRecord(update.stats),
-            "report": ConfigRecord({"client": client, "recalled": recalled, **matrices}),
+            "shared": pack_tensors(update.shared),
+            "shown": pack_tensors(update.shown),
+            "report": ConfigRecord({"client": client, "recalled": recalled}),
         }
     )
 
 
 def unpack_update(
-    content: RecordDict, like: Mapping[str, torch.Tensor], num_classes: int
+    content: RecordDict, like: Mapping[str, torch.Tensor], labeled: bool
 ) -> ClientUpdate:
-    """The `ClientUpdate` that was packed; `ValueError` or `KeyError` for anything else."""
-    report, numbers = content["report"], content["numbers"]
+    """The `ClientUpdate` that was packed, of a client that is `labeled` or not.
+
+    Raises `ValueError`, `KeyError` or `RuntimeError` for anything else.
+    """
     return ClientUpdate(
         unpack_weights(content["weights"], like),
-        int(numbers["num_samples"]),
-        float(numbers["loss"]),
-        unpack_matrix("matrix", report, num_classes),
+        int(content["numbers"]["num_samples"]),
+        labeled,
+        unpack_tensors(content["shared"]),
         {name: float(value) for name, value in content["stats"].items()},
-        unpack_matrix("pseudo", report, num_classes),
+        unpack_tensors(content["shown"]),
     )
 
 

@@ -15,36 +15,39 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, M
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
-from dataloaders.federated import FederatedData, load_federated_data
-from deploy.messages import pack_matrix, pack_weights, unpack_update
+from dataloaders.federated import FederatedData
+from deploy.messages import pack_tensors, pack_weights, unpack_update
 from deploy.privacy import add_noise, clip_update, guarantee, noise_deviation, secret_generator
 from deploy.sites import RemoteSite, SiteRegister
-from federation import average_weights, build_networks, first_weights, mean_relation, start
+from federation import build_networks, build_server, first_weights, start
 from local_update import ClientUpdate
 from networks.devices import choose_devices, set_deterministic
-from networks.models import DenseNet121
+from networks.models import Network
 from options import args_parser
 from record.run import Run, open_run
 from record.state import Progress
+from server import Server
+from tasks import TASKS
 from utils.files import disk_full_as_user_error
 
 
 class FedIRM(FlowerFedAvg):
-    """Flower's FedAvg with this project's rounds: who takes part, the relation matrix on its way
+    """Flower's FedAvg with this project's rounds: who takes part, what is shared on its way
     down and up, this project's average in the clients' order, evaluation, log and files."""
 
     def __init__(
         self,
         run: Run,
         data: FederatedData,
-        net: DenseNet121,
+        net: Network,
         device: torch.device,
         sites: SiteRegister,
         progress: Progress,
+        server: Server,
     ):
         super().__init__(fraction_evaluate=0.0)
         self.run, self.data, self.net, self.device = run, data, net, device
-        self.sites, self.progress = sites, progress
+        self.sites, self.progress, self.server = sites, progress, server
         self.sent: dict[RemoteSite, Message] = {}  # this round's tasks
         self.asked: dict[RemoteSite, int] = {}  # and of which round's memory they are to go on
         self.started = 0.0
@@ -55,34 +58,35 @@ class FedIRM(FlowerFedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Steps 1 and 2 of a round: the weights and the mean matrix for each site that trains."""
+        """Steps 1 and 2 of a round: the weights and what is shared for each site that trains."""
         round = self.progress.next_round
-        active = self.sites.ready_for(round)
+        active = self.sites.ready_for(self.server, round)
         self.started = self.run.start_round(round, active)
-        target = pack_matrix("target", self.progress.matrix)
+        records = {"weights": arrays, "shared": pack_tensors(self.progress.shared)}
         self.sent, self.asked = {}, {}
         for site in active:
             self.run.start_client(site)
             with self.run.memory_of(site):
                 self.asked[site] = site.memory_round
-            task = {"round": round, "memory_round": self.asked[site], **target}
-            self.sent[site] = self.sites.message(site.node_id, MessageType.TRAIN, task, arrays)
+            task = {"round": round, "memory_round": self.asked[site]}
+            self.sent[site] = self.sites.message(site.node_id, MessageType.TRAIN, task, records)
         return list(self.sent.values())
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Steps 3 to 5: the averages of what came back; evaluate, log, save."""
-        run, (weights, matrix, round) = self.run, self.progress
+        run, (weights, shared, round) = self.run, self.progress
         answered = self.sites.answers(self.sent, replies, round)
         updates = self.accepted(answered, round, weights)
-        weights, reports = average_weights(updates, run.args.fedavg_weights, self.device, run)
+        weights, reports = self.server.average(
+            updates, weights, round, self.device, run.client_done
+        )
         if multiplier := run.args.dp_noise:
-            by_size = run.args.fedavg_weights == "size"
-            shares = [report.num_samples if by_size else 1 for report in reports]
+            shares = [self.server.weight(report) for report in reports]
             deviation = noise_deviation(multiplier, run.args.dp_clip, shares)
             weights = add_noise(weights, self.parameters, deviation, secret_generator())
-        self.progress = Progress(weights, mean_relation(reports, matrix), round + 1)
+        self.progress = Progress(weights, self.server.shared(reports, shared), round + 1)
         run.finish_round(self.progress, [self.net], self.data, reports, self.started)
         return pack_weights(weights), None
 
@@ -99,8 +103,8 @@ class FedIRM(FlowerFedAvg):
         count = 0
         for site, reply in answered:
             try:
-                update = unpack_update(reply.content, received, len(self.data.class_names))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                update = unpack_update(reply.content, received, site.labeled)
+            except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
                 self.run.guard.turn_away(site, round, f"its answer is no update: {error}")
                 continue
             if reply.content["report"]["recalled"] != self.asked[site]:
@@ -123,12 +127,12 @@ def serve(
     run: Run, grid: Grid, data: FederatedData, devices: Sequence[torch.device], sites: SiteRegister
 ) -> None:
     """All rounds of a run that are still to do, with the clients at the end of `grid`."""
-    args = run.args
-    progress = run.restore(data) or start(args, data.class_names)
+    args, server = run.args, build_server(run.args)
+    progress = run.restore(data, server) or start(args, data.class_names)
     networks = build_networks(args, data.class_names, devices[:1])
-    run.begin(data, sites.all(), networks, devices[:1])
+    run.begin(data, sites.all(), networks, devices[:1], TASKS[args.task])
     progress = progress._replace(weights=first_weights(args, progress, networks[0]))
-    strategy = FedIRM(run, data, networks[0], devices[0], sites, progress)
+    strategy = FedIRM(run, data, networks[0], devices[0], sites, progress, server)
     strategy.start(
         grid,
         pack_weights(progress.weights),
@@ -166,7 +170,7 @@ def serve_sites(run: Run, grid: Grid) -> None:
     args = run.args
     set_deterministic(bool(args.deterministic))
     devices = choose_devices(args.gpu, run.say)
-    data = load_federated_data(args, run.say)
+    data = TASKS[args.task].load(args, run.say)
     sites = SiteRegister(grid, args, data.class_names, run.folder.name, run.say)
     sites.wait_for(args.num_users)
     data = data._replace(num_training=sum(site.num_samples for site in sites.all()))

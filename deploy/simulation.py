@@ -18,10 +18,11 @@ from typing import NamedTuple
 
 import torch
 
-from dataloaders.federated import FederatedData, load_federated_data
+from dataloaders.federated import FederatedData
 from deploy.offline import offline
 from federation import clients_taking_part, prepare
 from record.run import Run
+from tasks import TASKS
 from utils.errors import UserError
 
 SETTINGS = {
@@ -37,7 +38,7 @@ LOOPBACK = "127.0.0.2"
 
 def simulate(run: Run) -> None:
     """All rounds of a run that are still to do, each client's round a task of a Ray worker."""
-    devices, data = prepare(run)
+    devices, data = prepare(run.args, run.say)
     clients = tuple(clients_taking_part(run.args, data.split))
     resources = client_resources(run.args, devices)
     flags = HashableFlags(**absolute_paths(run.args))
@@ -180,4 +181,4 @@ class StopFile(NamedTuple):
 @lru_cache(maxsize=1)
 def data_of(flags: HashableFlags) -> FederatedData:
     """The data of a run, loaded once in each worker."""
-    return load_federated_data(flags, say=lambda text: None)
+    return TASKS[flags.task].load(flags, lambda text: None)

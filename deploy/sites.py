@@ -8,9 +8,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from deploy.messages import pack_flags
-from federation import clients_of_round
+from server import Server
 from utils.errors import UserError
 
+Record = ArrayRecord | ConfigRecord
 POLL_SECONDS = 1.0
 ASK_AGAIN_SECONDS = 60.0  # how soon a node that could not say who it is, is asked once more
 
@@ -69,12 +70,10 @@ class SiteRegister:
         return [self.sites[client] for client in sorted(self.sites)]
 
     def message(
-        self, node_id: int, kind: str, task: dict, arrays: ArrayRecord | None = None
+        self, node_id: int, kind: str, task: dict, records: Mapping[str, Record] | None = None
     ) -> Message:
         """A task for one node; it is void once the server has stopped waiting for the answer."""
-        content = RecordDict({"task": ConfigRecord(self.task | task)})
-        if arrays is not None:
-            content["weights"] = arrays
+        content = RecordDict({"task": ConfigRecord(self.task | task), **(records or {})})
         return Message(content, node_id, kind, ttl=self.args.client_timeout)
 
     def wait_for(self, count: int) -> None:
@@ -88,15 +87,15 @@ class SiteRegister:
             time.sleep(POLL_SECONDS)
             there = len(self.online())
 
-    def ready_for(self, round: int) -> list[RemoteSite]:
-        """The sites that train in `round` and are there, by client.
+    def ready_for(self, server: Server, round: int) -> list[RemoteSite]:
+        """The sites that `server` has train in `round` and that are there, by client.
 
         Waits where they are fewer than `--min_clients`; `UserError` when that takes too long.
         """
         deadline = time.monotonic() + self.args.client_timeout
         while True:
             online = self.online()
-            expected = clients_of_round(self.args, self.all(), round)
+            expected = server.active(self.all(), round)
             active = [site for site in expected if site in online]
             if active and len(active) >= self.needed(expected):
                 break

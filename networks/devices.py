@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from networks.models import DenseNet121
+from networks.models import Network
 from utils.errors import UserError
 from utils.tensors import copy_weights, net_device, set_tensors
 
@@ -17,7 +17,7 @@ WARM_UP_STEPS = 3  # CUDA graphs are captured at the second
 
 
 def compile_networks(
-    networks: Sequence[DenseNet121],
+    networks: Sequence[Network],
     args: Namespace,
     images: int,
     image_size: int,
@@ -59,7 +59,7 @@ def choose_compile(compile: str, devices: Sequence[torch.device], steps: int) ->
     return compile
 
 
-def _warm_up(net: DenseNet121, sizes: tuple[int, int], image_size: int) -> None:
+def _warm_up(net: Network, sizes: tuple[int, int], image_size: int) -> None:
     """Steps of student, teacher and evaluation that leave `net` as it was."""
     weights = copy_weights(net)
     training, evaluation = (
@@ -132,7 +132,7 @@ def choose_precision(precision: str, devices: Sequence[torch.device]) -> str:
     return precision
 
 
-def set_precision(networks: Sequence[DenseNet121], precision: str) -> None:
+def set_precision(networks: Sequence[Network], precision: str) -> None:
     """Let the backbones of `networks` compute in what `choose_precision` chose from now on.
 
     Weights, statistics, the pooled features, the head and the losses are float32 in any case.
@@ -142,7 +142,7 @@ def set_precision(networks: Sequence[DenseNet121], precision: str) -> None:
         net.autocast_dtype = torch.bfloat16 if precision == "bf16" else None
 
 
-def place_network(net: DenseNet121, device: torch.device) -> DenseNet121:
+def place_network(net: Network, device: torch.device) -> Network:
     """`net` on `device`, its convolutions in channels-last order (twice as fast on a CPU)."""
     return net.to(device=device, memory_format=torch.channels_last)
 

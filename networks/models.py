@@ -1,4 +1,4 @@
-"""The network every client trains."""
+"""The networks that clients train: what all have alike, and DenseNet121."""
 
 import copy
 from collections.abc import Callable, Collection
@@ -14,6 +14,7 @@ from networks.densenet import (
     find_imagenet_weights,
     load_imagenet_weights,
 )
+from utils.errors import UserError
 
 MODES = ("U-Ones", "U-Zeros", "U-MultiClass")
 ATTENTIONS = ("none", "self")
@@ -37,43 +38,29 @@ class SeededDropout(nn.Module):
         return activations * (noise >= self.drop_rate) / (1 - self.drop_rate)
 
 
-class DenseNet121(nn.Module):
-    """DenseNet121 with one dropout between the pooled features and a linear head.
+class Network(nn.Module):
+    """A backbone, one dropout and a head: what a trainer asks of the network it is given.
 
-    out_size: number of classes in the label file.
-    mode: what a label of -1 means; "U-MultiClass" adds one output for the class "uncertain".
-    drop_rate: of the dropout before the head, in [0, 1).
-    attention: "self" puts one self-attention layer over the last feature map.
-
-    The state dict's names are those of the released program: `densenet121.features.*`,
-    `densenet121.classifier.0.weight` and `.bias` (727 entries), and `attention.*` if there is one.
+    Children give `_pool` (inputs -> features in float32) and `classify`; the dropout between the
+    two is the only one, so that T stochastic passes share one run of the backbone.
     """
 
-    def __init__(
-        self, out_size: int, mode: str = "U-Ones", drop_rate: float = 0.2, attention: str = "none"
-    ):
+    def __init__(self, drop_rate: float):
         super().__init__()
-        if mode not in MODES:
-            raise ValueError(f"mode is one of {MODES}, not {mode!r}")
         if not 0 <= drop_rate < 1:
             raise ValueError(f"drop_rate lies in [0, 1), not {drop_rate}")
-        if attention not in ATTENTIONS:
-            raise ValueError(f"attention is one of {ATTENTIONS}, not {attention!r}")
-        self.num_outputs = out_size + (mode == "U-MultiClass")
-        self.densenet121 = build_densenet121(self.num_outputs)
-        self.attention = SelfAttention(NUM_FEATURES) if attention == "self" else nn.Identity()
         self.dropout = SeededDropout(drop_rate)
         self.autocast_dtype: torch.dtype | None = None
         self._compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._compiled_sizes: frozenset[int] = frozenset()
         self._compile_options: dict = {}
-        self._twin: list[DenseNet121] = []  # in a list: a submodule would enter the state dict
+        self._twin: list[Network] = []  # in a list: a submodule would enter the state dict
 
     def load_imagenet(self) -> None:
-        """Load ImageNet weights from models/hub/checkpoints; `UserError` where there are none."""
-        load_imagenet_weights(self.densenet121, find_imagenet_weights())
+        """Load published weights of the backbone; `UserError` where there are none."""
+        raise UserError(f"{type(self).__name__} has no published weights; give --pretrained 0")
 
-    def twin(self) -> "DenseNet121":
+    def twin(self) -> "Network":
         """A second network beside this one, for a teacher: made at the first call, then the same.
 
         Its parameters take no gradient. It draws its dropout masks from this network's dropout.
@@ -96,6 +83,52 @@ class DenseNet121(nn.Module):
         for twin in self._twin:
             twin.compile_backbone(batch_sizes, **options)
 
+    def _pool(self, inputs: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """features (..., F, ...) -> outputs (..., C, ...); draws a fresh dropout mask."""
+        raise NotImplementedError
+
+    def pooled(self, inputs: torch.Tensor) -> torch.Tensor:
+        """inputs (B, ...) -> features in float32, before dropout; compiled where prepared."""
+        run = self._compiled if len(inputs) in self._compiled_sizes else self._pool
+        return run(inputs)
+
+    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """inputs (B, ...) -> features, and outputs (B, C) or, for voxels, (B, C, D, H, W)."""
+        features = self.pooled(inputs)
+        return features, self.classify(features)
+
+
+class DenseNet121(Network):
+    """DenseNet121 with one dropout between the pooled features and a linear head.
+
+    out_size: number of classes in the label file.
+    mode: what a label of -1 means; "U-MultiClass" adds one output for the class "uncertain".
+    drop_rate: of the dropout before the head, in [0, 1).
+    attention: "self" puts one self-attention layer over the last feature map.
+
+    The state dict's names are those of the released program: `densenet121.features.*`,
+    `densenet121.classifier.0.weight` and `.bias` (727 entries), and `attention.*` if there is one.
+    """
+
+    def __init__(
+        self, out_size: int, mode: str = "U-Ones", drop_rate: float = 0.2, attention: str = "none"
+    ):
+        super().__init__(drop_rate)
+        if mode not in MODES:
+            raise ValueError(f"mode is one of {MODES}, not {mode!r}")
+        if attention not in ATTENTIONS:
+            raise ValueError(f"attention is one of {ATTENTIONS}, not {attention!r}")
+        self.num_outputs = out_size + (mode == "U-MultiClass")
+        self.densenet121 = build_densenet121(self.num_outputs)
+        self.attention = SelfAttention(NUM_FEATURES) if attention == "self" else nn.Identity()
+
+    def load_imagenet(self) -> None:
+        """Load ImageNet weights from models/hub/checkpoints; `UserError` where there are none."""
+        load_imagenet_weights(self.densenet121, find_imagenet_weights())
+
     def feature_map(self, images: torch.Tensor) -> torch.Tensor:
         """images (B, 3, H, W), ImageNet-normalised -> last feature map (B, 1024, H/32, W/32)."""
         with torch.autocast(
@@ -105,19 +138,10 @@ class DenseNet121(nn.Module):
         ):
             return self.attention(functional.relu(self.densenet121.features(images)))
 
-    def pooled(self, images: torch.Tensor) -> torch.Tensor:
-        """images (B, 3, H, W) -> activations (B, 1024) in float32, before dropout."""
-        run = self._compiled if len(images) in self._compiled_sizes else self._pool
-        return run(images)
-
     def _pool(self, images: torch.Tensor) -> torch.Tensor:
+        """images (B, 3, H, W) -> activations (B, 1024) in float32, before dropout."""
         return self.feature_map(images).float().mean(dim=(2, 3))
 
     def classify(self, activations: torch.Tensor) -> torch.Tensor:
         """activations (..., 1024) -> logits (..., num_outputs); draws a fresh dropout mask."""
         return self.densenet121.classifier(self.dropout(activations))
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """images (B, 3, H, W) -> activations (B, 1024), logits (B, num_outputs)."""
-        activations = self.pooled(images)
-        return activations, self.classify(activations)

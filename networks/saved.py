@@ -1,17 +1,34 @@
-"""."""
+"""Networks in files: what a checkpoint holds, and the network that it describes."""
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from networks.models import ATTENTIONS, MODES, DenseNet121
+from networks.models import ATTENTIONS, MODES, DenseNet121, Network
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.tensors import find_non_finite
 
 HEAD = "densenet121.classifier.0.weight"
+OLD_DESCRIPTION = {
+    "mode": "U-Ones",
+    "drop_rate": 0.2,
+    "attention": "none",
+}  # as released
+
+
+def _densenet121(architecture: Mapping, class_names: Sequence[str]) -> Network:
+    mode, attention = architecture["mode"], architecture["attention"]
+    if mode not in MODES or attention not in ATTENTIONS:
+        raise UserError(f"checkpoint of an unknown architecture: {mode}, attention {attention}")
+    out_size = len(class_names) - (mode == "U-MultiClass")
+    return DenseNet121(out_size, mode, architecture["drop_rate"], attention)
+
+
+# What builds each network from a checkpoint's description and its class names, weights at random.
+NETWORKS: dict[str, Callable[[Mapping, Sequence[str]], Network]] = {"densenet121": _densenet121}
 
 
 def model_content(
@@ -24,7 +41,7 @@ def model_content(
 ) -> dict:
     """What an epoch_N.pth holds: all that test.py needs to use the weights on new images.
 
-    architecture: mode, drop_rate, attention of `DenseNet121`. preprocessing: image_size, and how
+    architecture: as `architecture` returns it. preprocessing: image_size, and how
     DICOM files became images where that is known. round: the round that made the weights.
     """
     return {
@@ -59,7 +76,9 @@ def load_model(
             f"{path}: made for the classes {', '.join(own)}, not {', '.join(class_names)}"
         )
     content["class_names"] = list(own or class_names)
-    content.setdefault("architecture", {"mode": "U-Ones", "drop_rate": 0.2, "attention": "none"})
+    content.setdefault("architecture", OLD_DESCRIPTION)
+    # Checkpoints of version 0.1 knew one network and did not name it.
+    content["architecture"] = {"network": "densenet121"} | content["architecture"]
     num_outputs = weights[HEAD].shape[0]
     if num_outputs != len(content["class_names"]):
         raise UserError(
@@ -100,13 +119,13 @@ def _plain_state_dict(path: Path, weights) -> dict[str, torch.Tensor]:
 def _refuse_odd_description(path: Path, content: Mapping) -> None:
     """Raise `UserError` unless what a file says about its weights has the right form."""
     names = content.get("class_names", [])
-    described = content.get("architecture", {"mode": "", "drop_rate": 0.0, "attention": ""})
+    described = content.get("architecture", OLD_DESCRIPTION)
     preprocessing = content.get("preprocessing", {})
     if not (
         isinstance(names, list)
         and all(isinstance(name, str) for name in names)
         and isinstance(described, dict)
-        and described.keys() == {"mode", "drop_rate", "attention"}
+        and described.keys() - {"network"} == OLD_DESCRIPTION.keys()
         and isinstance(described["drop_rate"], (int, float))
         and 0 <= described["drop_rate"] < 1
         and isinstance(preprocessing, dict)
@@ -116,19 +135,19 @@ def _refuse_odd_description(path: Path, content: Mapping) -> None:
         raise UserError(f"{path}: describes its weights in a way this program does not know")
 
 
-def build_network(architecture: Mapping, class_names: list[str] | tuple[str, ...]) -> DenseNet121:
-    """The network that `architecture` (mode, drop_rate, attention) describes, random weights.
+def build_network(architecture: Mapping, class_names: Sequence[str]) -> Network:
+    """The network that `architecture` describes (see there), with random weights.
 
-    `class_names` are those of the data set, "uncertain" of U-MultiClass among them.
+    `class_names` are those of the data set, "uncertain" of U-MultiClass among them. Raises
+    `UserError` for a network that this version does not know.
     """
-    mode, attention = architecture["mode"], architecture["attention"]
-    if mode not in MODES or attention not in ATTENTIONS:
-        raise UserError(f"checkpoint of an unknown architecture: {mode}, attention {attention}")
-    out_size = len(class_names) - (mode == "U-MultiClass")
-    return DenseNet121(out_size, mode, architecture["drop_rate"], attention)
+    name = architecture["network"]
+    if name not in NETWORKS:
+        raise UserError(f"checkpoint of an unknown network: {name}; this version has {[*NETWORKS]}")
+    return NETWORKS[name](architecture, class_names)
 
 
-def load_weights(net: DenseNet121, weights: Mapping[str, torch.Tensor], source: Path) -> None:
+def load_weights(net: Network, weights: Mapping[str, torch.Tensor], source: Path) -> None:
     """Load `weights` into `net`; a network with attention also takes weights without it."""
     try:
         missing, unexpected = net.load_state_dict(weights, strict=False)
@@ -141,14 +160,15 @@ def load_weights(net: DenseNet121, weights: Mapping[str, torch.Tensor], source: 
 
 
 def architecture(args: Namespace) -> dict:
-    """What `build_network` needs to know of the flags."""
+    """What `build_network` needs to know of the flags: network, mode, drop_rate, attention."""
     return {
+        "network": args.network,
         "mode": args.label_uncertainty,
         "drop_rate": args.drop_rate,
         "attention": args.attention,
     }
 
 
-def model_bytes(net: DenseNet121) -> int:
+def model_bytes(net: Network) -> int:
     """Bytes of a network's parameters and statistics."""
     return sum(value.nbytes for value in net.state_dict().values())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from dataloaders.dataset import ImageDataset
-from networks.models import DenseNet121
+from networks.models import Network
 from networks.saved import load_model
 from predict.gradcam import draw_gradcam
 from predict.inference import predict_set
@@ -24,7 +24,7 @@ HISTORY_FILES = ("metrics.csv", "matrices.csv")
 
 def report_network(
     folder: Path,
-    net: DenseNet121,
+    net: Network,
     test: ImageDataset,
     predictions: Predictions,
     facts: dict[str, str],
@@ -39,7 +39,7 @@ def report_network(
 
 
 def report_run(
-    folder: Path, checkpoint: Path, net: DenseNet121, test: ImageDataset, args: Namespace
+    folder: Path, checkpoint: Path, net: Network, test: ImageDataset, args: Namespace
 ) -> None:
     """`report_network` at the end of a run, whose last weights are in `checkpoint` and in `net`."""
     facts = describe_model(checkpoint, load_model(checkpoint)[1]) | describe_run(folder)

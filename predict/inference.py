@@ -6,14 +6,14 @@ import numpy as np
 import torch
 
 from dataloaders.dataset import ImageDataset
-from networks.models import DenseNet121
+from networks.models import Network
 from utils.metrics.predictions import Predictions
 from utils.tensors import net_device
 from utils.workers import cancelling_pool
 
 
 def predict(
-    net: DenseNet121, dataset: ImageDataset, batch_size: int, indices: torch.Tensor | None = None
+    net: Network, dataset: ImageDataset, batch_size: int, indices: torch.Tensor | None = None
 ) -> np.ndarray:
     """Softmax probabilities, float64 (N, C), of the images `indices` (all by default), in order.
 
@@ -29,7 +29,7 @@ def predict(
 
 
 def predict_on_all(
-    networks: Sequence[DenseNet121], dataset: ImageDataset, batch_size: int
+    networks: Sequence[Network], dataset: ImageDataset, batch_size: int
 ) -> np.ndarray:
     """`predict` for all images by networks of the same weights, side by side, one per device.
 
@@ -39,14 +39,14 @@ def predict_on_all(
     shares = np.array_split(np.arange(len(batches)), min(len(networks), len(batches)))
     parts = [torch.cat(batches[share[0] : share[-1] + 1]) for share in shares]
 
-    def work(net: DenseNet121, part: torch.Tensor) -> np.ndarray:
+    def work(net: Network, part: torch.Tensor) -> np.ndarray:
         return predict(net, dataset, batch_size, part)
 
     with cancelling_pool(len(parts)) as pool:
         return np.concatenate(list(pool.map(work, networks, parts)))
 
 
-def predict_set(net: DenseNet121, images: ImageDataset, batch_size: int) -> Predictions:
+def predict_set(net: Network, images: ImageDataset, batch_size: int) -> Predictions:
     """What `net` says about labelled images."""
     return Predictions(
         images.names,

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from dataloaders.augment import normalize
 from dataloaders.dicom import Preprocessing, UnreadableDicom, read_picture, resize_picture
 from dataloaders.prepare.conversion import Rejected
-from networks.models import DenseNet121
+from networks.models import Network
 from utils.errors import UserError
 from utils.files import write_text
 from utils.table_files import to_csv
@@ -90,9 +90,7 @@ def _refuse_folder(error: OSError) -> None:
     raise UserError(f"--dicom {error.filename}: {error.strerror}; make it readable or move it away")
 
 
-def predict_scans(
-    net: DenseNet121, scans: ScanFiles, batch_size: int, workers: int
-) -> ScanPredictions:
+def predict_scans(net: Network, scans: ScanFiles, batch_size: int, workers: int) -> ScanPredictions:
     """Softmax probabilities of every file that can be read, in the files' order.
 
     `workers` processes read while the network computes; 0 reads in this one.

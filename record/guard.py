@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from confuse_matrix import RelationMatrix
 from local_update import ClientUpdate, LocalUpdate
 from utils.errors import UserError
 from utils.tensors import find_non_finite
@@ -15,14 +14,12 @@ BAD_ROUNDS_IN_A_ROW = 3
 # Weights and BatchNorm statistics of a network that learns stay far below; 1e38 averages to inf.
 LARGEST_WEIGHT = 1e6
 LARGEST_COUNT = 10**12
-ROW_TOLERANCE = 1e-3
 
 
 def find_misfit(update: ClientUpdate, received: Mapping[str, torch.Tensor]) -> str | None:
     """Why an update cannot be averaged with others that began from the weights `received`.
 
-    The same entries, shapes and types; at least one sample; a relation matrix, if there is one,
-    as `RelationMatrix` describes it. None where all is well.
+    The same entries, shapes and types; at least one sample. None where all is well.
     """
     odd = sorted(update.weights.keys() ^ received.keys())
     if odd:
@@ -37,20 +34,16 @@ def find_misfit(update: ClientUpdate, received: Mapping[str, torch.Tensor]) -> s
             )
     if not 1 <= update.num_samples <= LARGEST_COUNT:
         return f"it claims to have {update.num_samples} images"
-    for matrix in (update.matrix, update.pseudo_matrix):
-        if matrix is not None and not _is_square(matrix):
-            return "its relation matrix has the wrong shape"
     return None
 
 
 def find_bad_number(update: ClientUpdate, state: Mapping) -> str | None:
     """Which number of an update, or of the state the client would keep, is not usable, if any.
 
-    Everything must be finite, weights and loss at most `LARGEST_WEIGHT`, and the rows of the
-    relation matrix distributions.
+    Everything must be finite, weights, loss and what is shared at most `LARGEST_WEIGHT`.
     """
-    if not abs(update.loss) <= LARGEST_WEIGHT:
-        return f"its loss is {update.loss}"
+    if not abs(update.stats["loss"]) <= LARGEST_WEIGHT:
+        return f"its loss is {update.stats['loss']}"
     if not all(map(math.isfinite, update.stats.values())):
         return "a term of its loss is not finite"
     name = find_non_finite(update.weights, LARGEST_WEIGHT)
@@ -61,33 +54,31 @@ def find_bad_number(update: ClientUpdate, state: Mapping) -> str | None:
         counted = torch.cat([value.flatten().to(torch.int64) for value in counters])
         if counted.min() < 0 or counted.max() > LARGEST_COUNT:
             return "a step counter of its weights is out of range"
-    matrices = [matrix for matrix in (update.matrix, update.pseudo_matrix) if matrix is not None]
-    for log_rows, _ in matrices:
-        sums = log_rows.exp().sum(dim=1)
-        distributions = ((sums - 1).abs() <= ROW_TOLERANCE).all()
-        if find_non_finite(log_rows, LARGEST_WEIGHT) is not None or not distributions:
-            return "its relation matrix is no set of distributions"
+    for tensors in (update.shared, update.shown):
+        if (name := find_non_finite(tensors, LARGEST_WEIGHT)) is not None:
+            return f"what it shares is not finite or larger than {LARGEST_WEIGHT:g} (entry {name})"
     if (name := find_non_finite(state)) is not None:
         return f"what it remembers is not finite (entry {name})"
     return None
-
-
-def _is_square(matrix: RelationMatrix) -> bool:
-    rows, present = matrix
-    square = rows.ndim == 2 and rows.shape[0] == rows.shape[1]
-    return square and present.shape == rows.shape[:1] and present.dtype == torch.bool
 
 
 class ClientGuard:
     """Accepts or turns away the updates of a round's clients.
 
     policy "stop" raises `UserError` at the first bad one; "skip" leaves it out of the round, and
-    raises where no client is left or bad ones turn up in three rounds in a row.
+    raises where no client is left or bad ones turn up in three rounds in a row. find_fault: the
+    server's own check of what its method shares (`Server.find_fault`).
     """
 
-    def __init__(self, policy: str, say: Callable[[str], None]):
+    def __init__(
+        self,
+        policy: str,
+        say: Callable[[str], None],
+        find_fault: Callable[[ClientUpdate], str | None],
+    ):
         self.policy = policy
         self.say = say
+        self.find_fault = find_fault
         self.bad_rounds_in_a_row = 0
         self.skipped: list[int] = []
         self._active = 0
@@ -112,7 +103,7 @@ class ClientGuard:
         if fault is None and (fault := find_bad_number(update, state)) and update.suspects:
             images = ", ".join(client.dataset.names[index] for index in update.suspects)
             fault += f" after training on the images {images}"
-        if fault is None:
+        if (fault := fault or self.find_fault(update)) is None:
             return True
         self.turn_away(client, round, fault)
         return False

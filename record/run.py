@@ -13,12 +13,10 @@ from tqdm import tqdm
 
 from dataloaders.federated import FederatedData
 from dataloaders.split import save_split
-from local_update import ClientUpdate, LocalUpdate
-from networks.devices import choose_precision, evaluation_batch_size
-from networks.models import DenseNet121
+from local_update import ClientUpdate, LocalUpdate, Task
+from networks.devices import choose_precision
+from networks.models import Network
 from networks.saved import architecture, model_bytes, model_content
-from predict.card import report_run, test_command
-from predict.inference import predict_on_all
 from record.guard import ClientGuard
 from record.opening import (
     ARGS_FILE,
@@ -29,7 +27,7 @@ from record.opening import (
     open_folder,
     plain_args,
 )
-from record.rounds import RoundMatrices, evaluation_numbers, matrices_rows, round_row
+from record.rounds import RoundMatrices, matrices_rows, round_row
 from record.state import (
     KEPT_STATES,
     ClientStore,
@@ -40,16 +38,13 @@ from record.state import (
     round_bytes,
     stored_bytes,
 )
+from server import Server
 from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
 from utils.files import FolderLock, free_bytes, megabytes, sweep_temporary_files, write_text
 from utils.logger import Curves, RunLog, write_rows
 from utils.plots.runs import rebuild_figures
 from utils.tables import log_lines
-from utils.tensors import net_device
-
-# columns of metrics.csv that TensorBoard's table of runs shows beside the flags
-HYPERPARAMETER_METRICS = ("test_auroc", "test_accuracy", "test_f1", "loss")
 
 
 class Run:
@@ -64,7 +59,9 @@ class Run:
         self.identity: dict[str, str] = {}
         self.store = ClientStore(folder / "checkpoints" / "clients", args.client_state)
         self.states = StateFiles(folder / "checkpoints", self.store)
-        self.guard = ClientGuard(args.on_bad_client, self.say)
+        self.server: Server | None = None  # from `restore` on
+        self.task: Task | None = None  # from `begin` on
+        self.guard: ClientGuard | None = None
         self.curves: Curves | None = None
         self.bar: tqdm | None = None
         self.log = RunLog()
@@ -95,13 +92,16 @@ class Run:
 
     # ---- before the first round
 
-    def restore(self, data: FederatedData) -> Progress | None:
-        """The last finished round, clients' memories in the store; None where there is none.
+    def restore(self, data: FederatedData, server: Server) -> Progress | None:
+        """The last finished round, what the server remembers of it in `server` and the clients'
+        memories in the store; None where there is none.
 
         A damaged state is passed over for the one before it, with a line that says so. Raises
         `UserError` where all are damaged, or flags or data are not those the run began with.
         """
         self.identity = data.fingerprints()
+        self.server = server
+        self.guard = ClientGuard(self.args.on_bad_client, self.say, server.find_fault)
         for folder in (self.folder, *self.folder.glob("**/")):
             sweep_temporary_files(folder)
         state = self.states.restore(self.say)
@@ -121,6 +121,7 @@ class Run:
                 "its clients remember; start a new run"
             )
         self.history, self.matrices = state.history, state.matrices
+        server.load_state_dict(state.server)
         self.say(f"going on with round {state.progress.next_round} of {self.args.rounds}")
         return state.progress
 
@@ -128,14 +129,16 @@ class Run:
         self,
         data: FederatedData,
         clients: Sequence[LocalUpdate],
-        networks: Sequence[DenseNet121],
+        networks: Sequence[Network],
         devices: Sequence[torch.device],
+        task: Task,
     ) -> None:
         """Make the folder, write what the run is made of, and the first lines of its log.
 
         Nothing is written before: a mistake in the flags or the data leaves no folder behind.
         Raises `UserError` where the states of the run will not fit on the disk.
         """
+        self.task = task
         self._refuse_small_disk(clients, networks[0])
         state_bytes = sum(client.remembered_copies for client in clients) * model_bytes(networks[0])
         self.store.placement = choose_placement(self.args.client_state, state_bytes, devices)
@@ -163,7 +166,7 @@ class Run:
             # A kill may have fallen between the state of a round and the tables made from it.
             self._write_tables(data.class_names)
 
-    def _refuse_small_disk(self, clients: Sequence[LocalUpdate], net: DenseNet121) -> None:
+    def _refuse_small_disk(self, clients: Sequence[LocalUpdate], net: Network) -> None:
         """The last two rounds' states stay while the next one's is written, so room for three."""
         if self.history and self.history[-1]["round"] + 1 == self.args.rounds:
             return  # only the report is still to do
@@ -245,7 +248,7 @@ class Run:
 
     def client_done(self, update: ClientUpdate) -> None:
         """Move the bar on."""
-        shown = {"loss": f"{update.loss:.3f}"}
+        shown = {"loss": f"{update.stats['loss']:.3f}"}
         if "reliable_share" in update.stats:
             shown["reliable"] = f"{update.stats['reliable_share']:.2f}"
         self.bar.set_postfix(shown, refresh=False)
@@ -254,7 +257,7 @@ class Run:
     def finish_round(
         self,
         progress: Progress,
-        networks: Sequence[DenseNet121],
+        networks: Sequence[Network],
         data: FederatedData,
         reports: Sequence[ClientUpdate],
         started: float,
@@ -272,34 +275,21 @@ class Run:
             row |= self._evaluate(networks, data)
         row["seconds_round"] = time.perf_counter() - started
         self.history.append(row)
-        self.matrices.append(RoundMatrices.of_round(round, reports))
+        self.matrices.append(RoundMatrices.of_round(round, self.server.pictures(reports)))
         self._save(progress, data, last)
         self._write_tables(data.class_names)
         self._add_to_curves()
         if progress.next_round % self.args.figure_every == 0:
             rebuild_figures(self.folder)
 
-    def _evaluate(self, networks: Sequence[DenseNet121], data: FederatedData) -> dict[str, float]:
+    def _evaluate(self, networks: Sequence[Network], data: FederatedData) -> dict[str, float]:
         numbers: dict[str, float] = {}
         for name, images in (("val", data.val), ("test", data.test)):
             if images is None:
                 continue
-            batch_size = evaluation_batch_size(
-                self.args.batch_size, images.image_size, net_device(networks[0])
-            )
-            probabilities = predict_on_all(networks, images, batch_size)
-            found = evaluation_numbers(images.labels.numpy(), probabilities, self.args.threshold)
+            found = self.task.evaluate(networks, images, self.args)
             numbers |= {f"{name}_{key}": value for key, value in found.items()}
-            self.log.record(
-                log_lines.evaluation_line(
-                    found["auroc"],
-                    found["accuracy"],
-                    found["f1"],
-                    found["sensitivity"],
-                    found["specificity"],
-                    name.upper(),
-                )
-            )
+            self.log.record(self.task.evaluation_line(found, name))
         return numbers
 
     def _save(self, progress: Progress, data: FederatedData, last: bool) -> None:
@@ -316,7 +306,14 @@ class Run:
             path = self.folder / "checkpoints" / f"epoch_{progress.next_round - 1}.pth"
             save_checkpoint(path, content)
         self.states.save(
-            RunState(progress, self.history, self.matrices, self.identity, lasting_flags(self.args))
+            RunState(
+                progress,
+                self.server.state_dict(),
+                self.history,
+                self.matrices,
+                self.identity,
+                lasting_flags(self.args),
+            )
         )
 
     def _write_tables(self, class_names: Sequence[str]) -> None:
@@ -327,27 +324,25 @@ class Run:
         row = self.history[-1]
         if self.curves is None:
             self.curves = Curves(self.folder / "tb", row["round"])
-            self.curves.hyperparameters(plain_args(self.args), HYPERPARAMETER_METRICS)
+            self.curves.hyperparameters(plain_args(self.args), (*self.task.headline, "loss"))
         self.curves.scalars(row, row["round"])
-        for name, matrix in self.matrices[-1].means().items():
+        for name, matrix in self.matrices[-1].means.items():
             self.curves.matrix(name, matrix, row["round"])
         self.curves.flush()
 
     # ---- after the last round
 
-    def finish(
-        self, weights: dict[str, torch.Tensor], net: DenseNet121, data: FederatedData
-    ) -> None:
+    def finish(self, weights: dict[str, torch.Tensor], net: Network, data: FederatedData) -> None:
         """Predictions for the test images, tables, figures, REPORT.md, and what to type next.
 
         What the clients remember goes where `--keep_state 0` was given.
         """
         net.load_state_dict(weights)
         checkpoint = self.folder / "checkpoints" / f"epoch_{self.args.rounds - 1}.pth"
-        report_run(self.folder, checkpoint, net, data.test, self.args)
+        self.task.report(self.folder, checkpoint, net, data, self.args)
         if not self.args.keep_state:
             self.states.drop_memories()
-        command = test_command(checkpoint, self.args)
+        command = self.task.test_command(checkpoint, self.args)
         self.say(f"done: {self.folder / 'REPORT.md'}; test again with: {command}")
 
 

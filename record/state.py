@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import torch
 
-from confuse_matrix import RelationMatrix
 from record.rounds import RoundMatrices
 from utils.checkpoint import load_checkpoint, save_checkpoint, verify_checkpoint
 from utils.errors import UserError
@@ -134,22 +133,24 @@ KEPT_STATES = 2
 
 
 class Progress(NamedTuple):
-    """Where a run stands between two rounds: global weights (on the first device), the mean
-    relation matrix for the next round (None before anyone measured one), the next round."""
+    """Where a run stands between two rounds: global weights (on the first device), what the server
+    shares beside them in the next round (named tensors, on the CPU), the next round."""
 
     weights: dict[str, torch.Tensor]
-    matrix: RelationMatrix | None
+    shared: dict[str, torch.Tensor]
     next_round: int
 
 
 class RunState(NamedTuple):
     """A run between two rounds, but for what its clients remember.
 
-    history: the rows of metrics.csv. matrices: those of matrices.csv. identity: fingerprints of
-    the data by name. flags: those that decide what is computed.
+    server: what the server remembers. history: the rows of metrics.csv. matrices: those of
+    matrices.csv. identity: fingerprints of the data by name. flags: those that decide what is
+    computed.
     """
 
     progress: Progress
+    server: dict
     history: list[dict]
     matrices: list[RoundMatrices]
     identity: dict[str, str]
@@ -229,10 +230,11 @@ def stored_bytes(folder: Path) -> int:
 
 
 def _pack(state: RunState) -> dict:
-    weights, matrix, next_round = state.progress
+    weights, shared, next_round = state.progress
     return {
         "weights": {name: value.detach().cpu() for name, value in weights.items()},
-        "matrix": None if matrix is None else tuple(matrix.to("cpu")),
+        "shared": shared,
+        "server": state.server,
         "next_round": next_round,
         "history": state.history,
         "matrices": [tuple(matrices) for matrices in state.matrices],
@@ -243,17 +245,28 @@ def _pack(state: RunState) -> dict:
 
 def _unpack(path: Path, content: dict) -> RunState:
     try:
-        matrix = content["matrix"]
+        if "shared" not in content:
+            content = _translated(content)
         return RunState(
-            Progress(
-                content["weights"],
-                None if matrix is None else RelationMatrix(*matrix),
-                content["next_round"],
-            ),
+            Progress(content["weights"], content["shared"], content["next_round"]),
+            content["server"],
             content["history"],
             [RoundMatrices(*matrices) for matrices in content["matrices"]],
             content["identity"],
             content["flags"],
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: written by another version of this program") from error
+
+
+def _translated(content: dict) -> dict:
+    """A state of version 0.1, which knew FedIRM's matrix and the two means by name."""
+    log_rows_and_present = content["matrix"]
+    names = ("relation_log_rows", "relation_present")
+    shared = dict(zip(names, log_rows_and_present, strict=True)) if log_rows_and_present else {}
+    means = [
+        (round, {name: mean for name, mean in sources.items() if mean is not None})
+        for round, labeled, unlabeled in content["matrices"]
+        for sources in [{"labeled_mean": labeled, "unlabeled_mean": unlabeled}]
+    ]
+    return content | {"shared": shared, "server": {}, "matrices": means}

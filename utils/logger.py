@@ -104,11 +104,18 @@ class RunLog:
 
 
 def write_rows(path: Path, rows: Sequence[Mapping]) -> None:
-    """Write `rows` as CSV, whole or not at all; columns in order of first appearance.
+    """Write `rows` as CSV, whole or not at all; a column that a later row brings stands where that
+    row has it.
 
     None becomes an empty cell; floats are written so that they read back exactly.
     """
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    columns: list[str] = []
+    for names in dict.fromkeys(map(tuple, rows)):
+        place = 0
+        for name in names:
+            if name not in columns:
+                columns.insert(place, name)
+            place = columns.index(name) + 1
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
@@ -146,7 +153,7 @@ class Curves:
 
     def matrix(self, name: str, values, step: int, magnify: int = 24) -> None:
         """A (C, C) array in [0, 1] as a grey picture, `magnify` pixels per cell; NaN is black."""
-        picture = np.nan_to_num(values).repeat(magnify, axis=0).repeat(magnify, axis=1)
+        picture = np.nan_to_num(np.asarray(values)).repeat(magnify, axis=0).repeat(magnify, axis=1)
         grey = (picture[None].clip(0, 1) * 255).astype(np.uint8)
         self._write(step, summary=summary.image(name, grey))
 

@@ -4,6 +4,15 @@ import torch
 from torch.nn import functional
 
 
+def rows(outputs: torch.Tensor, class_dim: int = 1) -> torch.Tensor:
+    """Outputs with one distribution per image or per voxel -> a row for each.
+
+    (B, C) stays as it is, (B, C, D, H, W) becomes (M, C) with M = B D H W; what stands before the
+    batch, as in (T, B, C, ...) with class_dim 2, stays: (T, M, C). Differentiable.
+    """
+    return outputs.movedim(class_dim, -1).flatten(class_dim - 1, -2)
+
+
 def softmax_mse_loss(
     student_logits: torch.Tensor, teacher_logits: torch.Tensor, denominator: float | None = None
 ) -> torch.Tensor:

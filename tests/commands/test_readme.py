@@ -19,6 +19,7 @@ from PIL import Image
 from dataloaders.phantom.files import write_dicom, write_png
 from dataloaders.phantom.patients import generate
 from dataloaders.prepare.isic import CLASSES
+from tasks.classification import Classification
 from tests.helpers.small_clients import CPU, make_args, make_dataset, make_network
 from tests.helpers.typed_commands import PROJECT, blocks_of, commands_of, type_command, type_here
 from utils.checkpoint import load_checkpoint
@@ -267,7 +268,7 @@ def method(tmp_path_factory):
         shutil.copytree(path, folder / path.name)
     text = page("docs/howto-add-a-method.md")
     (code,) = blocks_of(text, "python")
-    (folder / "local_entropy.py").write_text(code)
+    (folder / "methods/entropy.py").write_text(code)
     for change in blocks_of(text, "diff"):
         first, *lines = change.splitlines()
         program = folder / first.removeprefix("--- ")
@@ -288,15 +289,17 @@ def test_how_to_add_a_method(method):
 
 def test_the_added_method_reads_no_labels(method):
     scope = {}
-    exec((method / "local_entropy.py").read_text(), scope)  # noqa: S102
+    exec((method / "methods/entropy.py").read_text(), scope)  # noqa: S102
     net, results = make_network(), []
     weights = copy_weights(net)
     for labels in (0, 1):
         dataset = make_dataset()
         dataset.labels = torch.full_like(dataset.labels, labels)
-        client = scope["EntropyLocalUpdate"](make_args("paper"), dataset, torch.arange(8), 2)
-        results.append(client.train(net.to(CPU), weights, 3, None))
-    assert results[0].loss == results[1].loss > 0
+        client = scope["EntropyLocalUpdate"](
+            make_args("paper"), dataset, torch.arange(8), 2, Classification()
+        )
+        results.append(client.train(net.to(CPU), weights, 3, {}))
+    assert results[0].stats["loss"] == results[1].stats["loss"] > 0
     for name, value in results[0].weights.items():
         assert torch.equal(value, results[1].weights[name])
     assert not torch.equal(

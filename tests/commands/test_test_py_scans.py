@@ -25,7 +25,7 @@ from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
 from utils.workers import write_png
 
-ARCHITECTURE = {"mode": "U-Ones", "drop_rate": 0.2, "attention": "none"}
+ARCHITECTURE = {"network": "densenet121", "mode": "U-Ones", "drop_rate": 0.2, "attention": "none"}
 RECORDED = {"image_size": 32, "dicom": {"window": "triple", "size": 40}}
 FAULTS = {
     "notes.txt": "not a DICOM file (no DICM mark at byte 128)",

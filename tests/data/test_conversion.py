@@ -13,7 +13,7 @@ from pydicom.uid import RLELossless
 
 from dataloaders.prepare.conversion import Conversion, Source
 from tests.helpers.dicom_files import ct_dataset, long_label_rows
-from tests.helpers.prepare_command import PREPARE, REPOSITORY, rsna, write_labels
+from tests.helpers.prepare_command import PREPARE, PROJECT, rsna, write_labels
 from utils.errors import UserError
 from utils.files import FolderLock
 from utils.workers import Task, WorkerPool
@@ -75,7 +75,7 @@ def start_and_wait_for_progress(hospital: Path, out: Path) -> subprocess.Popen:
     run = subprocess.Popen(
         [*PREPARE, "rsna", "--dicom_dir", hospital / "stage_2_train", "--workers", "2"]
         + ["--labels", hospital / "labels.csv", "--out", out],
-        cwd=REPOSITORY,
+        cwd=PROJECT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -10,6 +10,7 @@ from dataloaders.augment import Augmentation, normalize
 from dataloaders.dataset import ImageDataset, batch_bounds, load_dataset
 from dataloaders.table import read_table
 from local_update import LocalUpdate
+from tasks.classification import Classification
 from utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -114,7 +115,7 @@ def test_caches_give_the_same_images():
 
 def client_epochs(client: int, round: int, seed: int = 1337) -> list[torch.Tensor]:
     args = Namespace(seed=seed, degrees=10.0, translate=0.1, flip=0.5, local_ep=2, batch_size=4)
-    trainer = LocalUpdate(args, numbered(12), torch.arange(8), client)
+    trainer = LocalUpdate(args, numbered(12), torch.arange(8), client, Classification())
     return [
         torch.cat([batch.views[0] for batch in batches])
         for _, batches in trainer.epochs(1, round, CPU)

@@ -26,7 +26,7 @@ from tests.helpers.dicom_files import (
     write_ct,
     write_deflated,
 )
-from tests.helpers.prepare_command import REPOSITORY, one_line_error, prepare, rsna, write_labels
+from tests.helpers.prepare_command import PROJECT, one_line_error, prepare, rsna, write_labels
 from utils.errors import UserError
 
 
@@ -200,7 +200,7 @@ def test_phantom_scans_become_training_and_test_sets(tmp_path):
     assert list(table.loc[expected, "PatientID"]) == list(phantom.patient_ids)
     partition = [sys.executable, "-m", "dataloaders.partition", out / "labels.csv", "--out", out]
     done = subprocess.run(
-        [*partition, "--single_label"], cwd=REPOSITORY, capture_output=True, text=True
+        [*partition, "--single_label"], cwd=PROJECT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     patients = [

@@ -48,12 +48,13 @@ class Result(NamedTuple):
 
 
 def assert_same(left: Result, right: Result) -> None:
-    """The same bits of weights and matrix, the same numbers and the same lines."""
+    """The same bits of weights and what is shared, the same numbers and the same lines."""
     mine, theirs = left.state(), right.state()
     assert mine["weights"].keys() == theirs["weights"].keys()
     odd = [k for k, v in mine["weights"].items() if not torch.equal(v, theirs["weights"][k])]
     assert odd == []
-    assert all(map(torch.equal, mine["matrix"], theirs["matrix"]))
+    assert mine["shared"].keys() == {"relation_log_rows", "relation_present"}
+    assert all(torch.equal(v, theirs["shared"][k]) for k, v in mine["shared"].items())
     assert left.metrics() == right.metrics()
     assert len(left.metrics()) == ROUNDS
     matrices = [(result.folder / "matrices.csv").read_text() for result in (left, right)]

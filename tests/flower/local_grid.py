@@ -72,7 +72,7 @@ def run_rounds(
     flags = [*flags, "--engine", "flower", *place]
     run = open_run(args_parser(flags), flags)
     try:
-        devices, data = prepare(run)
+        devices, data = prepare(run.args, run.say)
         grid = LocalGrid(run.args, folder, tamper)
         arrange(grid)
         sites = SiteRegister(grid, run.args, data.class_names, "clients", run.say)

@@ -9,8 +9,9 @@ import torch
 from flwr.app import Array, ArrayRecord, Message
 
 from deploy.messages import pack_weights, unpack_weights
-from tests.flower.conftest import REPOSITORY, ROUNDS, Result
+from tests.flower.conftest import ROUNDS, Result
 from tests.flower.local_grid import LocalGrid, run_rounds
+from tests.helpers import PROJECT
 from utils.errors import UserError
 
 BAD_ROUND = 2
@@ -126,12 +127,10 @@ def test_second_node_of_a_client_is_refused(flags, tmp_path, capsys):
 def test_process_that_waits_for_ever_ends_with_its_parent():
     waiting = "import threading; threading.Event().wait(60)"
     child = (
-        f"from deploy.orphans import *; end_with_parent(0.2); print('up', flush=True); {waiting}"
+        f"from deploy.server import *; end_with_parent(0.2); print('up', flush=True); {waiting}"
     )
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    process = subprocess.Popen(
-        [sys.executable, "-c", parent], cwd=REPOSITORY, stdout=subprocess.PIPE
-    )
+    process = subprocess.Popen([sys.executable, "-c", parent], cwd=PROJECT, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"up\n"
     process.kill()
     process.communicate(timeout=20)  # the pipe closes when the child has ended, too

@@ -8,14 +8,18 @@ import numpy as np
 import pytest
 import torch
 
+import options as options_module
 import train_main
 from confuse_matrix import RelationMatrix
 from dataloaders.split import Split
-from federation import average_weights, clients_of_round, clients_taking_part, mean_relation
+from federation import METHODS, clients_taking_part
 from local_update import ClientUpdate
 from networks.devices import choose_devices
+from networks.saved import NETWORKS
 from options import args_parser
 from record.rounds import RoundMatrices, round_row
+from server import RelationServer, Server
+from tasks import TASKS
 from utils.errors import UserError
 
 
@@ -36,13 +40,12 @@ def numbers(clients) -> list[int]:
 
 def update(value: float, size: int, labeled: bool = True) -> ClientUpdate:
     matrix = RelationMatrix(torch.full((2, 2), 0.5).log(), torch.ones(2).bool())
-    stats = {"supervised_loss": value, "seconds": 1.0, "learning_rate": 3e-4}
+    stats = {"loss": value, "supervised_loss": value, "seconds": 1.0, "learning_rate": 3e-4}
     if not labeled:
         names = ("consistency_loss", "relation_loss", "consistency_weight", "reliable_share")
-        stats = dict.fromkeys(names, value) | {"seconds": 3.0, "learning_rate": 2e-4}
-    return ClientUpdate(
-        {"w": torch.full((3,), value)}, size, value, matrix if labeled else None, stats
-    )
+        stats = dict.fromkeys(("loss", *names), value) | {"seconds": 3.0, "learning_rate": 2e-4}
+    shared = matrix.named() if labeled else {}
+    return ClientUpdate({"w": torch.full((3,), value)}, size, labeled, shared, stats, {})
 
 
 class FakeRun:
@@ -55,7 +58,7 @@ class FakeRun:
         self.started.append(client.client)
 
     def client_done(self, update):
-        self.done.append(update.loss)
+        self.done.append(update.stats["loss"])
 
     def memory_of(self, client):
         return threading.Lock()  # any context
@@ -83,20 +86,20 @@ class FakeRun:
     ],
 )
 def test_who_trains_when(preset, round, expected):
-    assert numbers(clients_of_round(options("--preset", preset), participants(2, 2), round)) == (
+    assert numbers(Server(options("--preset", preset)).active(participants(2, 2), round)) == (
         expected
     )
 
 
 def test_labelled_clients_without_others_never_stop():
     for round in (0, 50, 100, 199):
-        assert numbers(clients_of_round(options(), participants(3, 0), round)) == [0, 1, 2]
+        assert numbers(Server(options()).active(participants(3, 0), round)) == [0, 1, 2]
 
 
 def test_labelled_clients_go_on_until_others_have_joined():
     args = options("--join_epoch", "300", "--labeled_stop", "200")
-    assert numbers(clients_of_round(args, participants(1, 1), 120)) == [0]
-    assert numbers(clients_of_round(args, participants(1, 1), 151)) == [1]
+    assert numbers(Server(args).active(participants(1, 1), 120)) == [0]
+    assert numbers(Server(args).active(participants(1, 1), 151)) == [1]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +159,7 @@ def test_updates_come_in_the_clients_order(devices):
         client.train = lambda *arguments, number=client.client: train(number, *arguments)
     run, networks = FakeRun(), [Network() for _ in range(devices)]
     updates = train_main.train_clients(clients, networks, {}, 0, None, run)
-    assert [found.loss for found in updates] == list(range(7))
+    assert [found.stats["loss"] for found in updates] == list(range(7))
     assert sorted(run.started) == list(range(7)) and overlaps == []
 
 
@@ -190,7 +193,8 @@ def test_an_error_on_one_device_stops_the_others():
 def test_average_by_size_or_head(weighting, expected):
     run = FakeRun()
     updates = iter([update(1.0, 30), update(3.0, 10, labeled=False)])
-    weights, reports = average_weights(updates, weighting, torch.device("cpu"), run)
+    server = Server(options("--fedavg_weights", weighting))
+    weights, reports = server.average(updates, {}, 0, torch.device("cpu"), run.client_done)
     assert weights["w"].tolist() == [expected] * 3
     assert [report.num_samples for report in reports] == [30, 10]
     assert all(report.weights == {} for report in reports)
@@ -199,10 +203,13 @@ def test_average_by_size_or_head(weighting, expected):
 
 def test_mean_relation_stays_where_nobody_measures():
     measured = [update(0.0, 1), update(0.0, 1, labeled=False)]
-    mean = mean_relation(measured, None)
-    torch.testing.assert_close(mean.probabilities(), torch.full((2, 2), 0.5))
-    assert mean_relation(measured[1:], mean) is mean
-    assert mean_relation(measured[1:], None) is None
+    server = RelationServer(options())
+    mean = server.shared(measured, {})
+    found = RelationMatrix.from_named(mean).probabilities()
+    torch.testing.assert_close(found, torch.full((2, 2), 0.5))
+    assert server.shared(measured[1:], mean) is mean
+    assert server.shared(measured[1:], {}) == {}
+    assert Server(options()).shared(measured, mean) == {}
 
 
 def test_round_as_a_row():
@@ -225,11 +232,33 @@ def test_round_as_a_row():
         "seconds_unlabeled": 3.0,
     }
     only = round_row(0, reports[:2])
-    assert only["phase"] == "labeled" and only["relation_loss"] is None
+    assert only["phase"] == "labeled" and "relation_loss" not in only
     assert round_row(0, reports[2:])["phase"] == "unlabeled"
 
 
 def test_matrices_of_a_round():
-    matrices = RoundMatrices.of_round(3, [update(1.0, 1), update(1.0, 1, labeled=False)])
-    assert matrices.round == 3 and matrices.unlabeled is None
-    assert np.array(matrices.labeled) == pytest.approx(np.full((2, 2), 0.5))
+    reports = [update(1.0, 1), update(1.0, 1, labeled=False)]
+    matrices = RoundMatrices.of_round(3, RelationServer(options()).pictures(reports))
+    assert matrices.round == 3 and matrices.means.keys() == {"labeled_mean"}
+    assert np.array(matrices.means["labeled_mean"]) == pytest.approx(np.full((2, 2), 0.5))
+
+
+# ---- the registries
+
+
+def test_every_choice_of_method_task_and_network_is_in_its_registry():
+    assert tuple(METHODS) == options_module.METHODS
+    assert tuple(TASKS) == options_module.TASKS
+    assert tuple(NETWORKS) == options_module.NETWORKS
+
+
+def test_a_statistic_reaches_the_row_by_its_own_name_whoever_reports_it():
+    reports = [update(1.0, 5), update(3.0, 5, labeled=False)]
+    reports[0].stats["new_of_labeled"], reports[1].stats["new_of_unlabeled"] = 7.0, 9.0
+    row = round_row(0, reports)
+    assert (row["new_of_labeled"], row["new_of_unlabeled"]) == (7.0, 9.0)
+
+
+def test_a_labelled_client_that_shares_nothing_counts_as_labelled():
+    row = round_row(0, [update(1.0, 5)._replace(shared={})])
+    assert (row["phase"], row["clients_labeled"]) == ("labeled", 1)

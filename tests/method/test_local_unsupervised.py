@@ -6,14 +6,13 @@ import pytest
 import torch
 from scipy.stats import ks_2samp
 
-from confuse_matrix import RelationMeter, kd_loss
+from confuse_matrix import RelationMatrix, RelationMeter, kd_loss
 from dataloaders.dataset import Batch
-from local_unsupervised import (
-    SelfTrainingLocalUpdate,
-    UnsupervisedLocalUpdate,
-    update_ema_variables,
-)
+from federation import METHODS
+from local_unsupervised import UnsupervisedLocalUpdate, update_ema_variables
 from local_update import Stopped
+from methods.self_training import SelfTrainingLocalUpdate
+from tasks.classification import Classification
 from tests.helpers.small_clients import (
     CLASSES,
     CPU,
@@ -65,7 +64,8 @@ def batch(dataset):
 
 
 def make_client(dataset, preset="official", *flags) -> UnsupervisedLocalUpdate:
-    return UnsupervisedLocalUpdate(make_args(preset, *flags), dataset, INDICES, client=4)
+    args = make_args(preset, *flags)
+    return METHODS[args.method].unlabeled(args, dataset, INDICES, 4, Classification())
 
 
 def set_momentum(net, momentum):
@@ -249,7 +249,7 @@ def test_ema_by_hand():
 def test_teacher_moves_by_exactly_one_minus_alpha(dataset, net, weights):
     client = make_client(dataset, "paper", "--global_step", "1000000", "--ema_decay", "0.9")
     client.indices = INDICES[:4]  # a single step
-    update = client.train(net, weights, 20, make_target())
+    update = client.train(net, weights, 20, make_target().named())
     parameters = dict(net.named_parameters())
     assert client.state_dict()["teacher"].keys() == parameters.keys()
     moved = 0.0
@@ -263,7 +263,7 @@ def test_teacher_moves_by_exactly_one_minus_alpha(dataset, net, weights):
 def test_first_step_makes_the_teacher_the_student(dataset, net, weights):
     client = make_client(dataset, "paper")
     client.indices = INDICES[:4]
-    update = client.train(net, weights, 20, make_target())
+    update = client.train(net, weights, 20, make_target().named())
     state = client.state_dict()
     assert state["step"] == 1
     assert_identical(state["teacher"], {name: update.weights[name] for name in state["teacher"]})
@@ -272,10 +272,10 @@ def test_first_step_makes_the_teacher_the_student(dataset, net, weights):
 def test_teacher_is_made_once_and_never_synchronised(dataset, net, weights):
     client = make_client(dataset, "paper", "--global_step", "1000000")
     client.indices = INDICES[:4]
-    client.train(net, weights, 20, make_target())
+    client.train(net, weights, 20, make_target().named())
     before = {name: value.clone() for name, value in client.state_dict()["teacher"].items()}
     received = {name: value + (name == HEAD) for name, value in weights.items()}
-    update = client.train(net, received, 21, make_target())
+    update = client.train(net, received, 21, make_target().named())
     expected = 0.99 * before[HEAD] + 0.01 * update.weights[HEAD]
     torch.testing.assert_close(client.state_dict()["teacher"][HEAD], expected, rtol=1e-5, atol=1e-6)
     assert client.state_dict()["step"] == 1000002
@@ -420,14 +420,14 @@ def test_round_equals_a_plain_loop(dataset, net, weights, preset, values, lambda
     set_momentum(reference, 0.1)
     optimizer = adam(reference, client.args, 2e-4)
     expected = plain_round(client, reference, teacher, optimizer, 10, lambdas, values)
-    update = client.train(net, weights, 10, make_target())
+    update = client.train(net, weights, 10, make_target().named())
 
     names = ("consistency_loss", "relation_loss", "reliable_share")
-    ours = [update.loss, *(update.stats[name] for name in names)]
+    ours = [update.stats["loss"], *(update.stats[name] for name in names)]
     assert ours == pytest.approx(expected, rel=1e-5)
     assert update.stats["consistency_weight"] == pytest.approx(lambdas[-1])
-    assert update.matrix is None and update.num_samples == 8
-    assert update.pseudo_matrix.log_rows.shape == (CLASSES, CLASSES)
+    assert update.shared == {} and update.num_samples == 8
+    assert RelationMatrix.from_named(update.shown).log_rows.shape == (CLASSES, CLASSES)
     for name, value in reference.state_dict().items():
         if name.endswith("num_batches_tracked"):
             continue
@@ -442,7 +442,7 @@ def test_round_equals_a_plain_loop(dataset, net, weights, preset, values, lambda
 def test_paper_updates_the_statistics_once_a_step(dataset, net, weights):
     client = make_client(dataset, "paper")
     client.indices = INDICES[:4]
-    update = client.train(net, weights, 20, make_target())
+    update = client.train(net, weights, 20, make_target().named())
     ((_, batches),) = client.epochs(2, 20, CPU)
     reference = copy_of(net, weights)
     set_momentum(reference, 0.1)
@@ -474,9 +474,9 @@ def test_lambda_clocks(dataset, preset, round, epoch, expected):
 )
 @pytest.mark.parametrize("trainer", [UnsupervisedLocalUpdate, SelfTrainingLocalUpdate])
 def test_learning_rate_reaches_adam(dataset, net, weights, trainer, flags, rate):
-    client = trainer(make_args("official", *flags), dataset, INDICES, client=3)
+    client = trainer(make_args("official", *flags), dataset, INDICES, 3, Classification())
     for round in (0, 1):  # the second with the moments, and what came with them, of the first
-        update = client.train(net, weights, round, None)
+        update = client.train(net, weights, round, {})
         assert client.state_dict()["optimizer"]["param_groups"][0]["lr"] == rate
         assert update.stats["learning_rate"] == rate
 
@@ -487,12 +487,12 @@ def test_fed_consistency_measures_relations_but_does_not_match_them(dataset, net
     clients.append(make_client(dataset, "official"))
     for client in clients:
         client.indices = INDICES[:4]
-    with_target = clients[0].train(net, weights, 25, make_target())
-    without = clients[1].train(net, weights, 25, None)
+    with_target = clients[0].train(net, weights, 25, make_target().named())
+    without = clients[1].train(net, weights, 25, {})
     assert with_target.stats["relation_loss"] > 0
     assert_identical(with_target.weights, without.weights)
-    assert with_target.loss == without.loss
-    fedirm = clients[2].train(net, weights, 25, make_target())
+    assert with_target.stats["loss"] == without.stats["loss"]
+    fedirm = clients[2].train(net, weights, 25, make_target().named())
     assert not torch.equal(fedirm.weights[HEAD], without.weights[HEAD])
 
 
@@ -501,11 +501,13 @@ def test_fed_consistency_measures_relations_but_does_not_match_them(dataset, net
 
 def test_remembers_across_a_file_to_the_bit(dataset, net, weights):
     client = make_client(dataset)
-    first = client.train(net, weights, 24, make_target())
+    first = client.train(net, weights, 24, make_target().named())
     assert client.state_dict()["step"] == 2
     restored = make_client(dataset)
     restored.load_state_dict(torch.load(saved(client.state_dict()), weights_only=True))
-    ours, theirs = (c.train(net, first.weights, 25, make_target()) for c in (restored, client))
+    ours, theirs = (
+        c.train(net, first.weights, 25, make_target().named()) for c in (restored, client)
+    )
     assert_identical(ours.weights, theirs.weights)
     assert_identical(restored.state_dict(), client.state_dict())
     assert client.state_dict()["step"] == 4
@@ -516,12 +518,12 @@ def test_remembers_across_a_file_to_the_bit(dataset, net, weights):
 def test_stopped_client_is_as_before_the_round(dataset, net, weights):
     client = make_client(dataset)
     client.indices = INDICES[:4]
-    first = client.train(net, weights, 24, make_target())
+    first = client.train(net, weights, 24, make_target().named())
     before = torch.load(saved(client.state_dict()), weights_only=True)
     client.indices = INDICES  # asked to stop in the first of two steps
     handle = stop_at_forward(client, net, number=1)
     with pytest.raises(Stopped):
-        client.train(net, first.weights, 25, make_target())
+        client.train(net, first.weights, 25, make_target().named())
     handle.remove()
     assert_identical(client.state_dict(), before)
 
@@ -529,7 +531,7 @@ def test_stopped_client_is_as_before_the_round(dataset, net, weights):
 def test_update_shares_no_memory(dataset, net, weights):
     client = make_client(dataset)
     client.indices = INDICES[:4]
-    update = client.train(net, weights, 24, make_target())
+    update = client.train(net, weights, 24, make_target().named())
     teacher = client.state_dict()["teacher"]
     kept, kept_teacher = update.weights[HEAD].clone(), teacher[HEAD].clone()
     net.densenet121.classifier[0].weight.data.add_(1)

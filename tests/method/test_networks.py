@@ -16,7 +16,7 @@ from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
 
 CLASSES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
-ARCHITECTURE = {"mode": "U-Ones", "drop_rate": 0.2, "attention": "none"}
+ARCHITECTURE = {"network": "densenet121", "mode": "U-Ones", "drop_rate": 0.2, "attention": "none"}
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from local_unsupervised import IGNORED, SelfTrainingLocalUpdate
 from local_update import Stopped
+from methods.self_training import IGNORED, SelfTrainingLocalUpdate
+from tasks.classification import Classification
 from tests.helpers.small_clients import (
     CPU,
     assert_identical,
@@ -41,7 +42,9 @@ def weights(net):
 
 def make_client(dataset, *flags) -> SelfTrainingLocalUpdate:
     arguments = ("--method", "fed_selftraining", "--confidence_threshold", "0.6", *flags)
-    return SelfTrainingLocalUpdate(make_args("paper", *arguments), dataset, INDICES, client=4)
+    return SelfTrainingLocalUpdate(
+        make_args("paper", *arguments), dataset, INDICES, 4, Classification()
+    )
 
 
 def probabilities_of(net, weights, dataset) -> torch.Tensor:
@@ -94,10 +97,10 @@ def test_maximisation_equals_a_plain_step(net, weights, dataset, confidence):
     loss = cross_entropy(reference(batch.views[0])[1][sure], labels)
     loss.backward()
 
-    update = client.train(net, weights, 5, None)
-    assert update.loss == pytest.approx(loss.item(), rel=1e-5)
+    update = client.train(net, weights, 5, {})
+    assert update.stats["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert update.stats["reliable_share"] == pytest.approx(len(sure) / 7)
-    assert update.matrix is None and update.pseudo_matrix is None
+    assert update.shared == {} and update.shown == {}
     assert update.num_samples == 7
     errors = [
         relative_error(ours, parameter.grad + 5e-4 * parameter)  # Adam's L2 penalty
@@ -110,18 +113,18 @@ def test_maximisation_equals_a_plain_step(net, weights, dataset, confidence):
 
 def test_true_labels_are_never_used(net, weights, dataset):
     client = make_client(dataset, "--confidence_threshold", "0")
-    update = client.train(net, weights, 5, None)
+    update = client.train(net, weights, 5, {})
     shuffled = make_dataset()
     shuffled.labels = shuffled.labels.roll(1)
-    blind = SelfTrainingLocalUpdate(client.args, shuffled, INDICES, client=4)
-    assert_identical(blind.train(net, weights, 5, None).weights, update.weights)
+    blind = SelfTrainingLocalUpdate(client.args, shuffled, INDICES, 4, Classification())
+    assert_identical(blind.train(net, weights, 5, {}).weights, update.weights)
     assert update.stats["reliable_share"] == 1.0
 
 
 def test_nobody_confident_changes_no_logit(net, weights, dataset):
     client = make_client(dataset, "--confidence_threshold", "1", "--weight_decay", "0")
-    update = client.train(net, weights, 5, None)
-    assert update.loss == 0 and update.stats["reliable_share"] == 0
+    update = client.train(net, weights, 5, {})
+    assert update.stats["loss"] == 0 and update.stats["reliable_share"] == 0
     for name, _ in net.named_parameters():
         assert torch.equal(update.weights[name], weights[name])
 
@@ -129,11 +132,11 @@ def test_nobody_confident_changes_no_logit(net, weights, dataset):
 def test_remembers_across_a_file_to_the_bit(net, weights, dataset):
     client = make_client(dataset, "--confidence_threshold", "0")
     client.indices = INDICES[:4]
-    first = client.train(net, weights, 0, None)
+    first = client.train(net, weights, 0, {})
     restored = make_client(dataset, "--confidence_threshold", "0")
     restored.indices = INDICES[:4]
     restored.load_state_dict(torch.load(saved(client.state_dict()), weights_only=True))
-    ours, theirs = (c.train(net, first.weights, 1, None) for c in (restored, client))
+    ours, theirs = (c.train(net, first.weights, 1, {}) for c in (restored, client))
     assert_identical(ours.weights, theirs.weights)
 
 
@@ -141,6 +144,6 @@ def test_stopped_client_is_as_before_the_round(net, weights, dataset):
     client = make_client(dataset)
     handle = stop_at_forward(client, net, number=2)  # while it labels, then in its first step
     with pytest.raises(Stopped):
-        client.train(net, weights, 0, None)
+        client.train(net, weights, 0, {})
     handle.remove()
     assert client.state_dict() == {"optimizer": None}

@@ -215,7 +215,12 @@ def checkpoint(tmp_path):
     def write(class_names=CLASSES, attention="none", **changes):
         torch.manual_seed(0)
         net = DenseNet121(len(class_names), attention=attention)
-        architecture = {"mode": "U-Ones", "drop_rate": 0.2, "attention": attention}
+        architecture = {
+            "network": "densenet121",
+            "mode": "U-Ones",
+            "drop_rate": 0.2,
+            "attention": attention,
+        }
         weights = net.state_dict() | changes
         content = model_content(
             weights, tuple(class_names), architecture, {"image_size": 32}, "slides", 3

@@ -14,6 +14,7 @@ from confuse_matrix import RelationMatrix
 from local_update import ClientUpdate
 from record.guard import ClientGuard, find_bad_number, find_misfit
 from record.state import ClientStore, Progress, RunState, StateFiles, choose_placement
+from server import RelationServer
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 
@@ -133,7 +134,7 @@ def test_a_round_is_committed_when_every_client_is_on_the_disk_and_not_before(
         store.remember(client, 0, memory(client))
     threading.Timer(0.1, gate.set).start()
     weights = {"weight": torch.ones(2)}
-    states.save(RunState(Progress(weights, None, 1), [], [], {"train": "a"}, {"seed": 1}))
+    states.save(RunState(Progress(weights, {}, 1), {}, [], [], {"train": "a"}, {"seed": 1}))
     assert order == ["client_0_000000.pth", "client_1_000000.pth", "state_000001.pth"]
     later = StateFiles(tmp_path, ClientStore(tmp_path / "clients", "host"))
     restored = later.restore(str)
@@ -199,16 +200,32 @@ def matrix(logits: torch.Tensor | None = None) -> RelationMatrix:
 def update(weights: dict | None = None, **changes) -> ClientUpdate:
     fine = {name: value.clone() for name, value in RECEIVED.items()} | (weights or {})
     fine = {name: value for name, value in fine.items() if value is not None}
-    content = {"num_samples": 4, "loss": 1.5, "matrix": matrix(), "stats": {"seconds": 0.1}}
-    return ClientUpdate(fine, **(content | {"suspects": (0, 2)} | changes))
+    content = {
+        "num_samples": 4,
+        "labeled": True,
+        "shared": matrix().named(),
+        "stats": {"loss": changes.pop("loss", 1.5), "seconds": 0.1},
+        "shown": {},
+        "suspects": (0, 2),
+    }
+    return ClientUpdate(fine, **(content | changes))
+
+
+def shares(relation: RelationMatrix) -> ClientUpdate:
+    return update(shared=relation.named())
+
+
+def guard_of(policy: str, say=str) -> ClientGuard:
+    return ClientGuard(policy, say, RelationServer(None).find_fault)
 
 
 def test_a_sound_update_is_accepted():
     assert find_misfit(update(), RECEIVED) is None
     assert find_bad_number(update(), STATE) is None
     skipping = RelationMatrix(matrix().log_rows, torch.zeros(5, dtype=torch.bool))
-    assert find_bad_number(update(matrix=skipping), STATE) is None
-    assert find_bad_number(update(matrix=None, pseudo_matrix=matrix()), STATE) is None
+    assert offer(guard_of("stop"), update(shared=skipping.named()))
+    unlabeled = update(labeled=False, shared={}, shown=matrix().named())
+    assert offer(guard_of("stop"), unlabeled)
 
 
 @pytest.mark.parametrize(
@@ -220,13 +237,18 @@ def test_a_sound_update_is_accepted():
         (update({"bias": torch.zeros(5, dtype=torch.float64)}), "bias is .* torch.float64"),
         (update(num_samples=0), "0 images"),
         (update(num_samples=10**15), "images"),
-        (update(matrix=RelationMatrix(torch.zeros(4, 5), torch.ones(4, dtype=bool))), "shape"),
-        (update(matrix=RelationMatrix(torch.zeros(5, 5), torch.ones(5))), "shape"),
+        (shares(RelationMatrix(torch.zeros(4, 5), torch.ones(4, dtype=bool))), "shape"),
+        (shares(RelationMatrix(torch.zeros(5, 5), torch.ones(5))), "shape"),
+        (shares(matrix()._replace(log_rows=torch.zeros(5, 5))), "no set of distributions"),
+        (update(shared=matrix().named() | {"more": torch.ones(1)}), "method does not know"),
+        (update(shared={"more": torch.ones(1)}), "method does not know"),
+        (update(shown={"more": torch.ones(1)}), "method does not know"),
+        (update(labeled=False), "without labels shares a relation matrix"),
     ],
 )
 def test_an_update_that_does_not_fit_is_named(bad, reason):
     with pytest.raises(UserError, match=f"client 6, round 9: .*{reason}"):
-        offer(ClientGuard("stop", str), bad)
+        offer(guard_of("stop"), bad)
 
 
 @pytest.mark.parametrize(
@@ -235,22 +257,21 @@ def test_an_update_that_does_not_fit_is_named(bad, reason):
         (update(loss=NAN), STATE, "its loss is nan"),
         (update(loss=INF), STATE, "its loss is inf"),
         (update(loss=1e38), STATE, "its loss is 1e[+]38"),
-        (update(stats={"relation_loss": NAN}), STATE, "a term of its loss"),
+        (update(stats={"loss": 1.0, "relation_loss": NAN}), STATE, "a term of its loss"),
         (update({"weight": torch.full((5, 3), NAN)}), STATE, "entry weight"),
         (update({"bias": torch.tensor([0, 0, 0, 0, -INF])}), STATE, "entry bias"),
         (update({"bias": torch.tensor([0, 0, 0, 0, 1e38])}), STATE, "larger than 1e[+]06 .*bias"),
         (update({"steps": torch.tensor(-1)}), STATE, "step counter"),
         (update({"steps": torch.tensor(2**62)}), STATE, "step counter"),
-        (update(matrix=matrix(torch.full((5, 5), NAN))), STATE, "relation matrix"),
-        (update(matrix=matrix()._replace(log_rows=torch.zeros(5, 5))), STATE, "relation matrix"),
-        (update(matrix=matrix(torch.eye(5) * 1e38)), STATE, "relation matrix"),
-        (update(pseudo_matrix=matrix(torch.full((5, 5), NAN))), STATE, "relation matrix"),
+        (shares(matrix(torch.full((5, 5), NAN))), STATE, "what it shares .*relation_log_rows"),
+        (shares(matrix(torch.eye(5) * 1e38)), STATE, "what it shares .*relation_log_rows"),
+        (update(shown=matrix(torch.full((5, 5), NAN)).named()), STATE, "what it shares"),
         (update(), memory(INF), "what it remembers .*exp_avg"),
     ],
 )
 def test_a_bad_number_is_named_with_client_round_and_images(bad, state, reason):
     with pytest.raises(UserError, match=f"client 6, round 9: .*{reason}") as error:
-        offer(ClientGuard("stop", str), bad, state)
+        offer(guard_of("stop"), bad, state)
     assert "on the images ID_a, ID_c;" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -264,14 +285,14 @@ def offer(
 
 def test_skip_leaves_out_says_so_and_counts():
     said = []
-    guard = ClientGuard("skip", said.append)
+    guard = guard_of("skip", said.append)
     guard.start_round(3, [])
     assert [offer(guard, u, client=i) for i, u in enumerate([update(), update(loss=NAN)])] == [1, 0]
     assert guard.skipped == [1] and "left out of this round: client 1, round 9" in said[0]
 
 
 def test_nobody_left_stops_the_run():
-    guard = ClientGuard("skip", str)
+    guard = guard_of("skip")
     guard.start_round(2, [])
     assert not offer(guard, update(loss=NAN), client=0)
     with pytest.raises(UserError, match="no client of this round is left"):
@@ -283,7 +304,7 @@ def test_nobody_left_stops_the_run():
     [([], False), ([1], False), ([0, 1], False), ([1, 2], True), ([3, 1, 0, 1], False)],
 )
 def test_three_rounds_in_a_row_with_a_bad_client_stop_the_run(before, stops):
-    guard = ClientGuard("skip", str)
+    guard = guard_of("skip")
     guard.start_round(5, before)
     assert offer(guard, update())
     if stops:

@@ -32,7 +32,7 @@ from utils.logger import Curves, RunLog
 from utils.tensors import find_non_finite
 
 HEAD = "densenet121.classifier.0.weight"
-ARCHITECTURE = {"mode": "U-Ones", "drop_rate": 0.2, "attention": "none"}
+ARCHITECTURE = {"network": "densenet121", "mode": "U-Ones", "drop_rate": 0.2, "attention": "none"}
 
 
 def refusal(function, *arguments, **options) -> str:

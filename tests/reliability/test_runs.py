@@ -19,6 +19,7 @@ from dataloaders.dataset import ImageDataset
 from local_supervised import SupervisedLocalUpdate
 from local_unsupervised import UnsupervisedLocalUpdate
 from networks.saved import load_model
+from server import RelationServer
 from tests.conftest import DataFolder
 from tests.torture.runs import (
     build_small_densenet,
@@ -48,7 +49,7 @@ class Ended(NamedTuple):
 def small_parts(monkeypatch):
     """A network, a report and a disk that take no time."""
     monkeypatch.setattr("networks.models.build_densenet121", build_small_densenet)
-    monkeypatch.setattr("record.run.report_run", write_predictions_only)
+    monkeypatch.setattr("tasks.classification.report_run", write_predictions_only)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
@@ -298,8 +299,8 @@ def spoil(monkeypatch, client: int, rounds: set[int]) -> None:
     trainer = SupervisedLocalUpdate if client == LABELED_CLIENT else UnsupervisedLocalUpdate
     sound = trainer.train
 
-    def train(self, net, weights, round, target_matrix):
-        update = sound(self, net, weights, round, target_matrix)
+    def train(self, net, weights, round, shared):
+        update = sound(self, net, weights, round, shared)
         if self.client == client and round in rounds:
             next(iter(update.weights.values()))[0, 0] = float("nan")
         return update
@@ -333,16 +334,16 @@ def test_a_skipped_client_leaves_no_trace_in_the_round(
     received = {}
     with monkeypatch.context() as patch:
         spoil(patch, UNLABELED_CLIENT, {1})
-        real = train_main.average_weights
+        real = RelationServer.average
 
-        def average(updates, *arguments):
+        def average(self, updates, *arguments):
             kept = list(updates)
             received[len(received)] = [
                 update.weights["densenet121.classifier.0.bias"].clone() for update in kept
             ]
-            return real(iter(kept), *arguments)
+            return real(self, iter(kept), *arguments)
 
-        patch.setattr(train_main, "average_weights", average)
+        patch.setattr(RelationServer, "average", average)
         flags = ["--on_bad_client", "skip", "--fedavg_weights", "equal", "--rounds", 2]
         run_dir = tmp_path / "run"
         ended = train(*SMALL, *phantom_folder.flags(), *flags, "--run_dir", run_dir)
@@ -384,7 +385,7 @@ def test_the_images_of_the_first_bad_step_are_named(train, phantom_folder, tmp_p
         return losses[-1] * (float("nan") if client_1 and len(client_1[0]) >= 2 else 1)
 
     monkeypatch.setattr(ImageDataset, "training_batches", recorded)
-    monkeypatch.setattr("local_supervised.cross_entropy", poisoned)
+    monkeypatch.setattr("tasks.classification.cross_entropy", poisoned)
     run_dir = tmp_path / "run"
     flags = ["--batch_size", 2, "--run_dir", run_dir]
     words = refused(train(*SMALL, *phantom_folder.flags(), *flags))

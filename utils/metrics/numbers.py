@@ -235,3 +235,20 @@ def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray,
     if not np.isfinite(probabilities).all():
         raise ValueError("probabilities must be finite")
     return labels, probabilities
+
+
+def evaluation_numbers(
+    labels: np.ndarray, probabilities: np.ndarray, threshold: float
+) -> dict[str, float]:
+    """The class-averaged metrics of metrics.csv; `accuracy` is one-vs-rest at the threshold."""
+    metrics = classification_metrics(labels, probabilities, threshold)
+    return {
+        "auroc": metrics.macro("auroc"),
+        "accuracy": metrics.macro("one_vs_rest_accuracy"),
+        "top1": metrics.top1_accuracy,
+        "balanced_accuracy": metrics.balanced_accuracy,
+        "sensitivity": metrics.macro("sensitivity"),
+        "specificity": metrics.macro("specificity"),
+        "precision": metrics.macro("precision"),
+        "f1": metrics.macro("f1"),
+    }

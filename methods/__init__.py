@@ -1,0 +1,1 @@
+"""The methods beside FedIRM itself, one file each."""
