@@ -126,9 +126,7 @@ def test_second_node_of_a_client_is_refused(flags, tmp_path, capsys):
 
 def test_process_that_waits_for_ever_ends_with_its_parent():
     waiting = "import threading; threading.Event().wait(60)"
-    child = (
-        f"from deploy.server import *; end_with_parent(0.2); print('up', flush=True); {waiting}"
-    )
+    child = f"from deploy.server import *; end_with_parent(0.2); print('up', flush=True); {waiting}"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     process = subprocess.Popen([sys.executable, "-c", parent], cwd=PROJECT, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"up\n"
