@@ -38,6 +38,8 @@ from dataloaders.split import (
 )
 from dataloaders.table import ImageTable, read_table, resolve_images
 from utils.errors import UserError
+from utils.json_files import read_json
+from utils.schema import record, text, whole
 from utils.tensors import derive_seed
 
 SMALLEST_IMAGE = 32  # DenseNet121 halves the sides five times
@@ -192,6 +194,14 @@ def dry_run(args: Namespace) -> list[str]:
     return report + describe_clients(tables["train"], deal_clients(args, tables["train"]))
 
 
+def check_manifest(content: Mapping, place: str) -> None:
+    """`Mismatch` unless a manifest.json says how its images were made."""
+    said = {"preprocessing": content.get("preprocessing")}
+    record({"preprocessing": record({}, {"window": text(100), "size": whole(16, 1024)})})(
+        said, place
+    )
+
+
 def read_preparation(root_path: Path) -> dict:
     """How DICOM files became the images under `root_path`: {"dicom": {...}} or {}.
 
@@ -199,13 +209,10 @@ def read_preparation(root_path: Path) -> dict:
     were pictures before (photographs of skin) come from no window.
     """
     manifest = root_path.resolve().parent / "manifest.json"
-    try:
-        preprocessing = json.loads(manifest.read_text())["preprocessing"]
-        return {"dicom": preprocessing} if "window" in preprocessing else {}
-    except FileNotFoundError:
+    if not manifest.exists():
         return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{manifest}: not the manifest of a preparation ({error})") from error
+    preprocessing = read_json(manifest, check_manifest, "prepare the images again")["preprocessing"]
+    return {"dicom": preprocessing} if "window" in preprocessing else {}
 
 
 # More than the cores: on a network disk, opening a file is mostly waiting.

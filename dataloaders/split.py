@@ -12,6 +12,8 @@ from dataloaders.columns import quoted
 from dataloaders.table import ImageTable
 from utils.errors import UserError
 from utils.files import write_text
+from utils.json_files import read_json
+from utils.schema import choice, record, sequence, text, whole
 
 
 def class_set_table(class_names: Sequence[str], labels_of_set: dict[str, np.ndarray]) -> str:
@@ -136,7 +138,7 @@ def load_split(path: str | Path, table: ImageTable) -> Split:
     labelled id that is no client.
     """
     path = Path(path)
-    content = _read_json(path)
+    content = read_split(path)
     row_of_name = {name: row for row, name in enumerate(table.names)}
     client_of_name: dict[str, int] = {}
     clients = []
@@ -156,35 +158,33 @@ def load_split(path: str | Path, table: ImageTable) -> Split:
         if not names:
             raise UserError(f"{path}: client {client} holds no image; delete it or give it some")
         clients.append(np.sort([row_of_name[name] for name in names]))
-    labelled = tuple(sorted(set(content["labelled_clients"])))
-    if not labelled or labelled[0] < 0 or labelled[-1] >= len(clients):
-        raise UserError(
-            f"{path}: labelled_clients are {list(labelled)}; give ids from 0 to {len(clients) - 1}"
-        )
+    labelled = tuple(content["labelled_clients"])
     return Split(clients, labelled, content["seed"], content["how"])
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; check the path of the split") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a split.json ({quoted(str(error))})") from None
-    kinds = {"csv": str, "how": str, "seed": int, "labelled_clients": list, "clients": list}
-    for key, kind in kinds.items():
-        if not isinstance(content, dict) or not isinstance(content.get(key), kind):
-            raise UserError(
-                f"{path}: not a split.json: {key} is missing or no {kind.__name__}; "
-                "give the file from a run directory"
-            )
-    if content.get("format") != _FORMAT:
-        raise UserError(f"{path}: split format {content.get('format')}, but {_FORMAT} is known")
-    if not all(isinstance(name, int) for name in content["labelled_clients"]):
-        raise UserError(f"{path}: labelled_clients must be a list of client numbers")
-    if not content["clients"] or not all(
-        isinstance(names, list) and all(isinstance(name, str) for name in names)
-        for names in content["clients"]
-    ):
-        raise UserError(f"{path}: clients must be a list with a list of image names per client")
-    return content
+CLIENT = whole(0, 10**6)
+SPLIT_FILE = record(
+    {
+        "format": choice(_FORMAT),
+        "csv": text(),
+        "how": text(),
+        "seed": whole(-(2**63), 2**64),
+        "labelled_clients": sequence(CLIENT, 1, 10**6),
+        "clients": sequence(sequence(text(), 0, 10**8), 1, 10**6),
+    }
+)
+
+
+def read_split(path: Path) -> dict:
+    """The content of a split.json: csv, how, seed, labelled_clients (sorted ids), clients (a list
+    of image names each). `UserError` for anything else."""
+    content = read_json(
+        path, SPLIT_FILE, "not a split.json of this version: give the file from a run directory"
+    )
+    labelled = sorted(set(content["labelled_clients"]))
+    if labelled[-1] >= len(content["clients"]):
+        raise UserError(
+            f"{path}: labelled_clients are {labelled}; give ids from 0 to "
+            f"{len(content['clients']) - 1}"
+        )
+    return content | {"labelled_clients": labelled}

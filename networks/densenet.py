@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torchvision.models import DenseNet, densenet121
 
+from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
+from utils.schema import mapping, tensor, text
 
 NUM_FEATURES = 1024
 CHECKPOINT_FOLDER = Path(__file__).resolve().parents[1] / "models" / "hub" / "checkpoints"
@@ -41,10 +43,7 @@ def load_imagenet_weights(network: DenseNet, path: Path) -> None:
     Accepts today's names and those of the published file, which writes `norm.1` for `norm1`.
     The 1000-class head is left out. Raises `UserError` when an entry is missing or misshapen.
     """
-    try:
-        published = dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # unpickling damaged bytes raises many kinds
-        raise UserError(f"{path}: not readable as weights ({type(error).__name__})") from error
+    published = load_checkpoint(path, check=mapping(text(200), tensor(), largest=10_000))
     renamed = {
         re.sub(r"(norm|conv)\.(\d)\.", r"\1\2.", name): value for name, value in published.items()
     }

@@ -9,6 +9,18 @@ import torch
 from networks.models import ATTENTIONS, MODES, DenseNet121, Network
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
+from utils.schema import (
+    Mismatch,
+    anything,
+    choice,
+    mapping,
+    number,
+    record,
+    sequence,
+    tensor,
+    text,
+    whole,
+)
 from utils.tensors import find_non_finite
 
 HEAD = "densenet121.classifier.0.weight"
@@ -21,8 +33,6 @@ OLD_DESCRIPTION = {
 
 def _densenet121(architecture: Mapping, class_names: Sequence[str]) -> Network:
     mode, attention = architecture["mode"], architecture["attention"]
-    if mode not in MODES or attention not in ATTENTIONS:
-        raise UserError(f"checkpoint of an unknown architecture: {mode}, attention {attention}")
     out_size = len(class_names) - (mode == "U-MultiClass")
     return DenseNet121(out_size, mode, architecture["drop_rate"], attention)
 
@@ -54,6 +64,64 @@ def model_content(
     }
 
 
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+STATE_DICT = mapping(text(200), tensor((*FLOATING, torch.int64)), largest=10_000)
+# What each network's description holds; the first version knew DenseNet121 and did not name it.
+DESCRIPTIONS = {
+    "densenet121": record(
+        {
+            "mode": choice(*MODES),
+            "drop_rate": number(0, 1 - 1e-6),
+            "attention": choice(*ATTENTIONS),
+        },
+        {"network": choice("densenet121")},
+    )
+}
+
+
+def check_architecture(value: object, place: str) -> None:
+    """`Mismatch` unless a file describes a network that this version knows."""
+    mapping(text(100), anything, largest=100)(value, place)
+    name = value.get("network", "densenet121")
+    choice(*NETWORKS)(name, f"{place}/network")
+    DESCRIPTIONS[name](value, place)
+
+
+DICOM = record({"window": text(100), "size": whole(16, 1024)})
+PREPROCESSING = record({}, {"image_size": whole(8, 8192), "dicom": DICOM})
+MODEL_FILE = record(
+    {
+        "state_dict": STATE_DICT,
+        "class_names": sequence(text(200), 1, 10_000),
+    },
+    {
+        "architecture": check_architecture,
+        "preprocessing": PREPROCESSING,
+        "preset": text(100),
+        "round": whole(0, 10**9),
+    },
+)
+
+
+def check_model(content: Mapping, place: str) -> None:
+    """`Mismatch` unless a file is one of this project's, or weights of the released program's.
+
+    The latter name no classes, and what else they hold (an optimizer, an epoch) is not read.
+    """
+    if "class_names" in content:
+        MODEL_FILE(content, place)
+        if len(set(content["class_names"])) < len(content["class_names"]):
+            raise Mismatch("class_names names a class twice")
+        weights = content["state_dict"]
+    else:
+        weights = content.get("state_dict", content)
+        STATE_DICT(weights, "state_dict" if weights is not content else "")
+    if not any(name.removeprefix("module.") == HEAD for name in weights):
+        raise Mismatch(f"no weights of this DenseNet121 in it (no {HEAD})")
+    head = next(value for name, value in weights.items() if name.endswith(HEAD))
+    tensor(FLOATING, (None, None))(head, HEAD)
+
+
 def load_model(
     path: Path, class_names: tuple[str, ...] | None = None
 ) -> tuple[dict[str, torch.Tensor], dict]:
@@ -62,12 +130,14 @@ def load_model(
     The released program's files hold no class names: `class_names` gives them. Where the file has
     its own, they win, and `UserError` says when `class_names` contradicts them.
     """
-    content = load_checkpoint(path)
-    weights = content.pop("state_dict", None)
-    if weights is None:
-        weights, content = content, {}
-    weights = _plain_state_dict(path, weights)
-    _refuse_odd_description(path, content)
+    content = load_checkpoint(path, check=check_model)
+    if "class_names" not in content:
+        content = {"state_dict": content.get("state_dict", content)}
+    weights = {
+        name.removeprefix("module."): value for name, value in content.pop("state_dict").items()
+    }
+    if (name := find_non_finite(weights)) is not None:
+        raise UserError(f"{path}: {name} holds numbers that are not finite; use an earlier one")
     own = content.get("class_names")
     if own is None and class_names is None:
         raise UserError(f"{path}: holds no class names; give them with --class_names A B C ...")
@@ -104,47 +174,12 @@ def starting_weights(
     return weights
 
 
-def _plain_state_dict(path: Path, weights) -> dict[str, torch.Tensor]:
-    """`weights` without "module." prefixes, if they can be those of a DenseNet121."""
-    named = isinstance(weights, dict) and all(isinstance(name, str) for name in weights)
-    plain = {name.removeprefix("module."): weights[name] for name in weights} if named else {}
-    tensors = all(isinstance(value, torch.Tensor) for value in plain.values())
-    if not tensors or HEAD not in plain or plain[HEAD].ndim != 2:
-        raise UserError(f"{path}: no weights of this DenseNet121 in it (no {HEAD})")
-    if (name := find_non_finite(plain)) is not None:
-        raise UserError(f"{path}: {name} holds numbers that are not finite; use an earlier one")
-    return plain
-
-
-def _refuse_odd_description(path: Path, content: Mapping) -> None:
-    """Raise `UserError` unless what a file says about its weights has the right form."""
-    names = content.get("class_names", [])
-    described = content.get("architecture", OLD_DESCRIPTION)
-    preprocessing = content.get("preprocessing", {})
-    if not (
-        isinstance(names, list)
-        and all(isinstance(name, str) for name in names)
-        and isinstance(described, dict)
-        and described.keys() - {"network"} == OLD_DESCRIPTION.keys()
-        and isinstance(described["drop_rate"], (int, float))
-        and 0 <= described["drop_rate"] < 1
-        and isinstance(preprocessing, dict)
-        and isinstance(preprocessing.get("image_size", 1), int)
-        and isinstance(preprocessing.get("dicom", {}), dict)
-    ):
-        raise UserError(f"{path}: describes its weights in a way this program does not know")
-
-
 def build_network(architecture: Mapping, class_names: Sequence[str]) -> Network:
     """The network that `architecture` describes (see there), with random weights.
 
-    `class_names` are those of the data set, "uncertain" of U-MultiClass among them. Raises
-    `UserError` for a network that this version does not know.
+    `class_names` are those of the data set, "uncertain" of U-MultiClass among them.
     """
-    name = architecture["network"]
-    if name not in NETWORKS:
-        raise UserError(f"checkpoint of an unknown network: {name}; this version has {[*NETWORKS]}")
-    return NETWORKS[name](architecture, class_names)
+    return NETWORKS[architecture["network"]](architecture, class_names)
 
 
 def load_weights(net: Network, weights: Mapping[str, torch.Tensor], source: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from dataloaders.dataset import ImageDataset
+from dataloaders.split import read_split
 from networks.models import Network
 from networks.saved import load_model
 from predict.gradcam import draw_gradcam
@@ -17,7 +18,7 @@ from predict.inference import predict_set
 from utils.files import write_text
 from utils.metrics.evaluation import Evaluation, evaluation_tables, print_tables
 from utils.metrics.predictions import Predictions
-from utils.report.page import read_json, write_report
+from utils.report.page import write_report
 
 HISTORY_FILES = ("metrics.csv", "matrices.csv")
 
@@ -68,7 +69,7 @@ def describe_model(path: Path, content: Mapping) -> dict[str, str]:
             f"{len(content['class_names'])} outputs"
         ),
     }
-    if "preset" in content:
+    if "preset" in content and "round" in content:
         facts["training"] = f"preset {content['preset']}, {content['round'] + 1} rounds"
     if "image_size" in preprocessing:
         facts["preprocessing"] = preprocessing_words(**preprocessing)
@@ -87,9 +88,9 @@ def preprocessing_words(image_size: int, dicom: Mapping | None = None) -> str:
 
 def describe_run(run_folder: Path) -> dict[str, str]:
     """The model card's facts about the training data, from a run's split.json, if there is one."""
-    split = read_json(run_folder / "split.json")
-    if not split:
+    if not (run_folder / "split.json").exists():
         return {}
+    split = read_split(run_folder / "split.json")
     clients, labelled = split["clients"], split["labelled_clients"]
     return {
         "training data": (

@@ -13,6 +13,8 @@ import torch
 
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.schema import Check, Mismatch, anything, shown
+from utils.stored_tensors import UnsafeFile, build, describe
 from utils.tensors import find_non_finite
 
 MARK = b"FEDIRM-1"
@@ -39,26 +41,27 @@ def save_checkpoint(path: Path, content: Mapping) -> str:
     return digest.hexdigest()
 
 
-def load_checkpoint(path: Path, digest: str | None = None) -> dict:
-    """Read a checkpoint onto the CPU; tensors and plain types only (`weights_only`), never code.
+def load_checkpoint(path: Path, digest: str | None = None, check: Check = anything) -> dict:
+    """Read a checkpoint onto the CPU; tensors and plain types only, never code.
 
-    Raises `UserError` when the file is missing, damaged, holds anything else, or is not the one
-    with the SHA-256 `digest` that `save_checkpoint` returned. A file that this project did not
-    write (the released program's) has no checksum and is read without one.
+    `check` sees the content before any tensor is made, with a `TensorClaim` for each.
+    Raises `UserError` when the file is missing, damaged, holds anything else, is not what `check`
+    takes, or is not the one with the SHA-256 `digest` that `save_checkpoint` returned. A file that
+    this project did not write (the released program's) has no checksum and is read without one.
     """
     raw = _read(path)
     checked = _refuse_damaged(path, raw, digest)
     try:
-        stream = io.BytesIO(raw[:-TAIL_BYTES] if checked else raw)
-        content = torch.load(stream, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling damaged bytes raises many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: not a checkpoint that can be read safely ({reason})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint")
-    if content.pop(CHECKED, checked) != checked:
-        raise UserError(f"{path}: damaged (its checksum is missing); use an earlier one")
-    return content
+        description = describe(raw[:-TAIL_BYTES] if checked else raw)
+        content = description.content
+        if not isinstance(content, dict):
+            raise Mismatch(f"holds {shown(content)}, not a checkpoint")
+        if content.pop(CHECKED, checked) is not checked:
+            raise UserError(f"{path}: damaged (its checksum is missing); use an earlier one")
+        check(content, "")
+        return build(description)
+    except (UnsafeFile, Mismatch) as error:
+        raise UserError(f"{path}: not a checkpoint that is read: {error}") from error
 
 
 def verify_checkpoint(path: Path, digest: str) -> None:

@@ -53,13 +53,18 @@ LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value):
     """`value` with every tensor replaced by `function` of it; other leaves as they are."""
-    if isinstance(value, torch.Tensor):
-        return function(value)
+    return map_leaves(
+        lambda leaf: function(leaf) if isinstance(leaf, torch.Tensor) else leaf, value
+    )
+
+
+def map_leaves(function: Callable[[object], object], value):
+    """`value` with everything that is no dict, list or tuple replaced by `function` of it."""
     if isinstance(value, Mapping):
-        return {key: map_tensors(function, item) for key, item in value.items()}
+        return {key: map_leaves(function, item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(map_tensors(function, item) for item in value)
-    return value
+        return type(value)(map_leaves(function, item) for item in value)
+    return function(value)
 
 
 def to_host(value):

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.files import FolderLock, atomic_write, sweep_temporary_files, write_text
+from utils.json_files import read_json
 from utils.table_files import to_csv
 from utils.workers import Converter, Outcome, Task, WorkerPool
 
@@ -168,11 +169,8 @@ class Conversion:
         path = self.folder / "manifest.json"
         if not path.exists():
             return
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            found = {key: manifest.get(key) for key in self.settings}
-        except (ValueError, AttributeError):
-            raise UserError(f"{path} is damaged: choose another --out") from None
+        manifest = read_json(path, advice="choose another --out")
+        found = {key: manifest.get(key) for key in self.settings}
         if found != self.settings:
             raise UserError(
                 f"{self.folder} was made with {found}, not with {self.settings}: choose another "

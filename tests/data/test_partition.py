@@ -303,7 +303,7 @@ def test_split_files_that_do_not_fit_are_refused(tmp_path):
     assert "clients" in refusal(clients={"0": []})
     assert "clients" in refusal(clients=[[1, 2]])
     assert "seed" in refusal(seed="x")
-    assert "format 7" in refusal(format=7)
+    assert "format is 7" in refusal(format=7)
     for content in ("", "[]", "null", "{", "[" * 100_000, "\ufeff{}"):
         path.write_text(content)
         with pytest.raises(UserError, match="not a split.json"):

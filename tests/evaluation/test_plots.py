@@ -310,7 +310,7 @@ def test_damaged_metrics_are_refused(tmp_path, content, fault):
         read_metrics(tmp_path / "metrics.csv")
 
 
-@pytest.mark.parametrize(("content", "fault"), [("[]", "no names with values"), ("{", "not JSON")])
+@pytest.mark.parametrize(("content", "fault"), [("[]", "not names and values"), ("{", "not JSON")])
 @pytest.mark.parametrize(
     ("name", "read"), [("args.json", read_arguments), ("env.json", read_environment)]
 )

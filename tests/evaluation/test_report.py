@@ -111,5 +111,5 @@ def test_what_cannot_be_rebuilt_is_refused_with_its_file(run_folder, tmp_path):
     with pytest.raises(UserError, match=r"evaluation.json: not JSON .*repair or remove it"):
         rebuild_report(tmp_path)
     (tmp_path / "evaluation.json").write_text("[]")
-    with pytest.raises(UserError, match="evaluation.json: must hold"):
+    with pytest.raises(UserError, match="evaluation.json: holds a list"):
         rebuild_report(tmp_path)

@@ -6,7 +6,6 @@
 """
 
 import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from utils.errors import OneLineParser, UserError
+from utils.json_files import read_json
 from utils.plots.comparison import CurvePanel, draw_bars, draw_spread_curves, spread_of
 from utils.plots.style import (
     COLORS,
@@ -36,25 +36,13 @@ TEXT_COLUMNS = frozenset({"phase", "source", "row", "column"})
 
 def read_arguments(run_dir: str | os.PathLike) -> dict[str, object]:
     """The flags of a run; raises UserError where args.json is missing or damaged."""
-    return _read_json(Path(run_dir) / "args.json")
+    return read_json(Path(run_dir) / "args.json", advice="name a folder made by train_main.py")
 
 
 def read_environment(run_dir: str | os.PathLike) -> dict[str, object]:
     """env.json of a run: versions, commit, devices; empty where it is missing, else as above."""
     path = Path(run_dir) / "env.json"
-    return _read_json(path) if path.exists() else {}
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: not there; name a folder made by train_main.py") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); train the run again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no names with values; train the run again")
-    return content
+    return read_json(path, advice="remove it") if path.exists() else {}
 
 
 def read_metrics(path: str | os.PathLike) -> pd.DataFrame:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.errors import OneLineParser, UserError
+from utils.errors import OneLineParser
 from utils.files import write_text
+from utils.json_files import read_json
 from utils.metrics.evaluation import (
     YOUDEN,
     Evaluation,
@@ -25,6 +26,7 @@ from utils.metrics.numbers import DEFAULT_THRESHOLD
 from utils.metrics.predictions import Predictions, read_predictions, write_predictions
 from utils.plots.runs import rebuild_figures
 from utils.report.figures import ImageLoader, draw_all
+from utils.schema import Check, anything, choice, mapping, record, text
 from utils.table_files import to_markdown
 
 REFERENCE = "CLAIM 2024 update, doi:10.1148/ryai.240300"
@@ -100,6 +102,13 @@ CAPTIONS = {
 }
 
 
+# What a report was made with, for making it again; see `write_report`.
+SETTINGS = record(
+    {"threshold": text(40), "sweep": choice(True, False)},
+    {"facts": mapping(text(200), text(100_000), largest=100)},
+)
+
+
 def write_report(
     folder: str | os.PathLike,
     predictions: Predictions,
@@ -136,7 +145,7 @@ def rebuild_report(folder: str | os.PathLike) -> Evaluation:
     """`write_report` again from the files that it left in `folder`; pictures of images stay as
     they are. `UserError` where predictions_test.csv or what else is needed is missing."""
     folder = Path(folder)
-    settings = read_json(folder / SETTINGS_FILE)
+    settings = _json_or_empty(folder / SETTINGS_FILE, SETTINGS)
     threshold = settings.get("threshold", DEFAULT_THRESHOLD)
     return write_report(
         folder,
@@ -149,7 +158,8 @@ def rebuild_report(folder: str | os.PathLike) -> Evaluation:
 
 
 def _report(folder: Path, evaluation: Evaluation, with_sweep: bool, facts: dict[str, str]) -> str:
-    run_args, environment = read_json(folder / "args.json"), read_json(folder / "env.json")
+    run_args = _json_or_empty(folder / "args.json")
+    environment = _json_or_empty(folder / "env.json")
     tables = evaluation_tables(evaluation, with_sweep)
     answers = _claim_answers(evaluation, facts, run_args, environment, folder)
     parts = [
@@ -306,17 +316,9 @@ def _claim_answers(
     return answers
 
 
-def read_json(path: Path) -> dict:
-    """The object in a JSON file; empty where there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); repair or remove it") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must hold names and values; repair or remove it")
-    return content
+def _json_or_empty(path: Path, check: Check = anything) -> dict:
+    """As `read_json`; empty where there is no such file."""
+    return read_json(path, check, "repair or remove it") if path.exists() else {}
 
 
 def main() -> None:
