@@ -113,6 +113,11 @@ class LocalUpdate:
         self.stop = threading.Event()
         self.optimizer_state: dict | None = None
 
+    @property
+    def num_samples(self) -> int:
+        """N_k: how many images it has."""
+        return len(self.indices)
+
     def state_dict(self) -> dict:
         """What the client remembers between rounds: tensors and plain types only."""
         return {"optimizer": self.optimizer_state}
@@ -194,7 +199,7 @@ class LocalUpdate:
         """
         return ClientUpdate(
             copy_weights(net),
-            len(self.indices),
+            self.num_samples,
             self.labeled,
             {name: value.to("cpu") for name, value in (shared or {}).items()},
             log.means() | stats,

@@ -18,7 +18,8 @@ from dataloaders.table import LABEL_UNCERTAINTY, MULTI_LABEL
 from networks.devices import COMPILES, PRECISIONS
 from networks.models import ATTENTIONS
 from record.guard import POLICIES
-from record.state import PLACEMENTS
+from record.state import KEPT_STATES, PLACEMENTS
+from robust import AGGREGATES
 from utils.errors import OneLineParser, UserError
 
 
@@ -139,6 +140,7 @@ FREE_ON_RESUME = {
     "client_state",
     "keep_state",
     "on_bad_client",
+    "keep_rounds",
     "save_every",
     "figure_every",
     "progress",
@@ -316,6 +318,19 @@ def _federation(parser: argparse.ArgumentParser) -> None:
         choices=("equal", "size"),
         default="equal",
         help="clients count alike, or by their number of images (N_k / N)",
+    )
+    group.add_argument(
+        "--aggregate",
+        choices=tuple(AGGREGATES),
+        default="mean",
+        help="how models become one: mean is FedAvg; the others keep a few wrong clients from "
+        "taking the model over, and hold all models of a round at once (docs/RELIABILITY.md)",
+    )
+    group.add_argument(
+        "--bad_clients",
+        type=int,
+        default=1,
+        help="how many clients of a round may be wrong, for trimmed_mean and krum",
     )
 
 
@@ -517,6 +532,13 @@ def _running(parser: argparse.ArgumentParser) -> None:
         "--rounds goes on; 0 removes it, most of a run's disk",
     )
     group.add_argument(
+        "--keep_rounds",
+        type=int,
+        default=KEPT_STATES,
+        help="states of that many last rounds stay: to go back behind a round that was poisoned, "
+        "remove the newer checkpoints/state_N.pth and --resume",
+    )
+    group.add_argument(
         "--on_bad_client",
         choices=POLICIES,
         default="stop",
@@ -630,6 +652,8 @@ RANGES = {
     "client_gpus": (0, 64),
     "min_clients": (0, 100_000),
     "client_timeout": (1, 10**7),
+    "bad_clients": (0, 100_000),
+    "keep_rounds": (2, 1_000_000),
     "dp_clip": (0, 1e6),
     "dp_noise": (0, 1e6),
 }
@@ -666,6 +690,8 @@ def check_values(args: argparse.Namespace) -> None:
         raise UserError("--num_labeled 0: nobody would learn from labels; give at least 1")
     if args.dp_noise and not args.dp_clip:
         raise UserError(f"--dp_noise {args.dp_noise:g}: needs --dp_clip, the largest change")
+    if args.dp_noise and args.aggregate != "mean":
+        raise UserError(f"--dp_noise {args.dp_noise:g}: its promise is of --aggregate mean alone")
     if args.dp_clip and args.engine == "loop":
         raise UserError(f"--dp_clip {args.dp_clip:g}: only with --engine flower or at sites")
     if args.num_labeled + (args.num_unlabeled or 0) > args.num_users:

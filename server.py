@@ -1,14 +1,14 @@
 """What a server does in a round: who trains, the average, what it shares beside the weights."""
 
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
 
 from confuse_matrix import RelationMatrix, average_matrices
-from FedAvg import FedAvg
 from local_update import ClientUpdate
+from robust import AGGREGATES
 
 ROW_TOLERANCE = 1e-3  # how far the sum of a relation matrix's row may be from 1
 Averaged = tuple[dict[str, torch.Tensor], list[ClientUpdate]]
@@ -19,6 +19,7 @@ class Participant(Protocol):
 
     client: int
     labeled: bool
+    num_samples: int
 
 
 class Server:
@@ -76,7 +77,19 @@ class Server:
                 yield {name: value.to(device) for name, value in update.weights.items()}, share
                 del update  # not to hold its weights while the next client trains
 
-        return FedAvg(weighted()), reports
+        return self.combine(weighted(), received), reports
+
+    def combine(
+        self,
+        updates: Iterable[tuple[dict[str, torch.Tensor], float]],
+        received: dict[str, torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        """`--aggregate` of some clients' models, each with its weight, all on one device.
+
+        Every server that averages comes through here, so that a robust rule holds for its method.
+        `received` are the global weights that the clients began with.
+        """
+        return AGGREGATES[self.args.aggregate](updates, received, self.args.bad_clients)
 
     def shared(
         self, reports: Sequence[ClientUpdate], before: dict[str, torch.Tensor]

@@ -1,15 +1,18 @@
 """Probabilities of a network for a set of images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from dataloaders.dataset import ImageDataset
 from networks.models import Network
+from utils.errors import UserError
 from utils.metrics.predictions import Predictions
 from utils.tensors import net_device
 from utils.workers import cancelling_pool
+
+PROBED = 4  # images that tell whether a network works at all
 
 
 def predict(
@@ -18,6 +21,7 @@ def predict(
     """Softmax probabilities, float64 (N, C), of the images `indices` (all by default), in order.
 
     The network is put in eval mode: no augmentation, no dropout, BatchNorm's running statistics.
+    Raises `UserError`, which names the image, where its output is not finite.
     """
     if indices is None:
         indices = torch.arange(len(dataset))
@@ -25,7 +29,29 @@ def predict(
     with torch.no_grad():
         batches = dataset.evaluation_batches(indices, batch_size, net_device(net))
         logits = torch.cat([net(images)[1] for images in batches])
+    return probabilities_of(logits, lambda row: dataset.names[indices[row]])
+
+
+def probabilities_of(logits: torch.Tensor, name: Callable[[int], str]) -> np.ndarray:
+    """Softmax of `logits` (N, C), float64; `UserError` where they are not finite, with the `name`
+    of the first such row."""
+    finite = logits.isfinite().all(dim=1).cpu()
+    if not finite.all():
+        first = int((~finite).nonzero()[0])
+        raise UserError(
+            f"the network gives no finite output for {int((~finite).sum())} of {len(finite)} "
+            f"images, the first is {name(first)}: its weights are damaged, use an earlier file"
+        )
     return torch.softmax(logits.double(), dim=1).cpu().numpy()
+
+
+def gives_finite_output(net: Network, dataset: ImageDataset) -> bool:
+    """Whether `net`, put in eval mode, makes numbers of a few images of `dataset`."""
+    few = torch.arange(min(PROBED, len(dataset)))
+    net.eval()
+    with torch.no_grad():
+        batches = dataset.evaluation_batches(few, PROBED, net_device(net))
+        return all(bool(net(images)[1].isfinite().all()) for images in batches)
 
 
 def predict_on_all(

@@ -17,6 +17,7 @@ from dataloaders.augment import normalize
 from dataloaders.dicom import Preprocessing, UnreadableDicom, read_picture, resize_picture
 from dataloaders.prepare.conversion import Rejected
 from networks.models import Network
+from predict.inference import probabilities_of
 from utils.errors import UserError
 from utils.files import write_text
 from utils.table_files import to_csv
@@ -111,7 +112,7 @@ def predict_scans(net: Network, scans: ScanFiles, batch_size: int, workers: int)
             bar.update(len(items))
     if not slices:
         return ScanPredictions([], np.empty((0, 0)), rejected, time.perf_counter() - started)
-    probabilities = torch.softmax(torch.cat(logits).double(), dim=1).numpy()
+    probabilities = probabilities_of(torch.cat(logits), lambda row: slices[row].file)
     return ScanPredictions(slices, probabilities, rejected, time.perf_counter() - started)
 
 

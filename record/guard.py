@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from local_update import ClientUpdate, LocalUpdate
+from local_update import ClientUpdate
+from record.outliers import Outliers
+from server import Participant
 from utils.errors import UserError
 from utils.tensors import find_non_finite
 
@@ -19,7 +21,7 @@ LARGEST_COUNT = 10**12
 def find_misfit(update: ClientUpdate, received: Mapping[str, torch.Tensor]) -> str | None:
     """Why an update cannot be averaged with others that began from the weights `received`.
 
-    The same entries, shapes and types; at least one sample. None where all is well.
+    The same entries, shapes and types. None where all is well.
     """
     odd = sorted(update.weights.keys() ^ received.keys())
     if odd:
@@ -32,8 +34,6 @@ def find_misfit(update: ClientUpdate, received: Mapping[str, torch.Tensor]) -> s
                 f"its weights do not fit: entry {name} is {tuple(value.shape)} {value.dtype}, "
                 f"not {tuple(wanted.shape)} {wanted.dtype}"
             )
-    if not 1 <= update.num_samples <= LARGEST_COUNT:
-        return f"it claims to have {update.num_samples} images"
     return None
 
 
@@ -49,6 +49,9 @@ def find_bad_number(update: ClientUpdate, state: Mapping) -> str | None:
     name = find_non_finite(update.weights, LARGEST_WEIGHT)
     if name is not None:
         return f"its weights are not finite or larger than {LARGEST_WEIGHT:g} (entry {name})"
+    negative = negative_variance(update.weights)
+    if negative is not None:
+        return f"a running variance of its weights is below 0 (entry {negative})"
     counters = [value for value in update.weights.values() if not value.is_floating_point()]
     if counters:
         counted = torch.cat([value.flatten().to(torch.int64) for value in counters])
@@ -60,6 +63,16 @@ def find_bad_number(update: ClientUpdate, state: Mapping) -> str | None:
     if (name := find_non_finite(state)) is not None:
         return f"what it remembers is not finite (entry {name})"
     return None
+
+
+def negative_variance(weights: Mapping[str, torch.Tensor]) -> str | None:
+    """The first of BatchNorm's running variances with a value below 0, by name: a square root is
+    taken of them. One transfer for healthy ones."""
+    names = [name for name, value in weights.items() if name.endswith("running_var")]
+    if not names:
+        return None
+    lowest = torch.stack([weights[name].min().float() for name in names]).tolist()
+    return next((name for name, value in zip(names, lowest, strict=True) if value < 0), None)
 
 
 class ClientGuard:
@@ -79,6 +92,7 @@ class ClientGuard:
         self.policy = policy
         self.say = say
         self.find_fault = find_fault
+        self.outliers = Outliers()
         self.bad_rounds_in_a_row = 0
         self.skipped: list[int] = []
         self._active = 0
@@ -87,12 +101,13 @@ class ClientGuard:
         """A round of `active` clients begins; `skipped_before` counts those of each round past."""
         self._active = active
         self.skipped = []
+        self.outliers.start_round()
         clean = [i for i, count in enumerate(reversed(skipped_before)) if not count]
         self.bad_rounds_in_a_row = clean[0] if clean else len(skipped_before)
 
     def accept(
         self,
-        client: LocalUpdate,
+        client: Participant,
         round: int,
         update: ClientUpdate,
         received: Mapping[str, torch.Tensor],
@@ -100,15 +115,21 @@ class ClientGuard:
     ) -> bool:
         """Whether the update may be averaged and `state` be kept."""
         fault = find_misfit(update, received)
+        if fault is None and update.num_samples != client.num_samples:
+            fault = (
+                f"it says that it trained on {update.num_samples} images, and has "
+                f"{client.num_samples}"
+            )
         if fault is None and (fault := find_bad_number(update, state)) and update.suspects:
             images = ", ".join(client.dataset.names[index] for index in update.suspects)
             fault += f" after training on the images {images}"
         if (fault := fault or self.find_fault(update)) is None:
+            self.outliers.add(client.client, update.weights, received)
             return True
         self.turn_away(client, round, fault)
         return False
 
-    def turn_away(self, client: LocalUpdate, round: int, fault: str) -> None:
+    def turn_away(self, client: Participant, round: int, fault: str) -> None:
         """Leave out of the round a client whose answer has a `fault`, or stop, by the policy."""
         fault = f"client {client.client}, round {round}: {fault}"
         if self.policy == "stop":

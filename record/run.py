@@ -17,7 +17,9 @@ from local_update import ClientUpdate, LocalUpdate, Task
 from networks.devices import choose_precision
 from networks.models import Network
 from networks.saved import architecture, model_bytes, model_content
+from predict.inference import gives_finite_output
 from record.guard import ClientGuard
+from record.held_updates import HeldUpdates
 from record.opening import (
     ARGS_FILE,
     describe_environment,
@@ -29,7 +31,6 @@ from record.opening import (
 )
 from record.rounds import RoundMatrices, matrices_rows, round_row
 from record.state import (
-    KEPT_STATES,
     ClientStore,
     Progress,
     RunState,
@@ -45,6 +46,7 @@ from utils.files import FolderLock, free_bytes, megabytes, sweep_temporary_files
 from utils.logger import Curves, RunLog, write_rows
 from utils.plots.runs import rebuild_figures
 from utils.tables import log_lines
+from utils.tensors import net_device
 
 
 class Run:
@@ -58,7 +60,7 @@ class Run:
         self.matrices: list[RoundMatrices] = []
         self.identity: dict[str, str] = {}
         self.store = ClientStore(folder / "checkpoints" / "clients", args.client_state)
-        self.states = StateFiles(folder / "checkpoints", self.store)
+        self.states = StateFiles(folder / "checkpoints", self.store, args.keep_rounds)
         self.server: Server | None = None  # from `restore` on
         self.task: Task | None = None  # from `begin` on
         self.guard: ClientGuard | None = None
@@ -66,6 +68,8 @@ class Run:
         self.bar: tqdm | None = None
         self.log = RunLog()
         self.lock = threading.Lock()
+        self.held = HeldUpdates()
+        self.model_bytes = 0  # from `begin` on
 
     def say(self, text: str) -> None:
         """One message to the terminal and, once the run has begun, to its log."""
@@ -139,6 +143,7 @@ class Run:
         Raises `UserError` where the states of the run will not fit on the disk.
         """
         self.task = task
+        self.model_bytes = model_bytes(networks[0])
         self._refuse_small_disk(clients, networks[0])
         state_bytes = sum(client.remembered_copies for client in clients) * model_bytes(networks[0])
         self.store.placement = choose_placement(self.args.client_state, state_bytes, devices)
@@ -167,18 +172,19 @@ class Run:
             self._write_tables(data.class_names)
 
     def _refuse_small_disk(self, clients: Sequence[LocalUpdate], net: Network) -> None:
-        """The last two rounds' states stay while the next one's is written, so room for three."""
+        """The last rounds' states stay while the next one's is written: room for one more."""
         if self.history and self.history[-1]["round"] + 1 == self.args.rounds:
             return  # only the report is still to do
         model = model_bytes(net)
         one_round = round_bytes(model, (client.remembered_copies for client in clients))
         present = stored_bytes(self.folder / "checkpoints")
-        needed = (KEPT_STATES + 1) * one_round + model - present
+        needed = (self.args.keep_rounds + 1) * one_round + model - present
         free = free_bytes(self.folder)
         if free < needed:
             raise UserError(
                 f"{self.folder}: {megabytes(free)} free and {megabytes(needed)} needed for the "
-                "states of three rounds; make room there, or name another place with --run_dir"
+                f"states of {self.args.keep_rounds + 1} rounds; make room there, or name another "
+                "place with --run_dir"
             )
         rounds = self.args.rounds - len(self.history)
         weights = rounds // self.args.save_every * model
@@ -206,6 +212,7 @@ class Run:
     def start_round(self, round: int, active: Sequence[LocalUpdate]) -> float:
         """Open the round in the log and on the terminal; the time it began."""
         self.guard.start_round(len(active), [row["clients_skipped"] for row in self.history])
+        self.held.start_round(len(active), self.model_bytes)
         self.log.record(log_lines.begin_round_lines(round))
         self.bar = tqdm(
             total=len(active),
@@ -244,6 +251,7 @@ class Run:
         if not self.guard.accept(client, round, update, received, state):
             return False
         self.store.remember(client.client, round, state)
+        self.held.add(client.client, update, received)
         return True
 
     def client_done(self, update: ClientUpdate) -> None:
@@ -262,9 +270,14 @@ class Run:
         reports: Sequence[ClientUpdate],
         started: float,
     ) -> None:
-        """Evaluate the averaged weights, log the round, save everything."""
+        """Evaluate the averaged weights, log the round, save everything.
+
+        Raises `UserError`, before anything is saved, where the averaged model gives no finite
+        output.
+        """
         round = progress.next_round - 1
         self.bar.close()
+        self._refuse_unsound(progress.weights, networks[0], data, round)
         row = round_row(round, reports)
         row["clients_skipped"] = len(self.guard.skipped)
         self.log.record(log_lines.loss_line(row["loss"], round, self.args.base_lr))
@@ -281,6 +294,19 @@ class Run:
         self._add_to_curves()
         if progress.next_round % self.args.figure_every == 0:
             rebuild_figures(self.folder)
+
+    def _refuse_unsound(
+        self, weights: dict[str, torch.Tensor], net: Network, data: FederatedData, round: int
+    ) -> None:
+        for line in self.guard.outliers.lines():
+            self.say(f"round {round}: {line}")
+
+        def is_sound(candidate: dict[str, torch.Tensor]) -> bool:
+            net.load_state_dict(candidate)
+            return gives_finite_output(net, data.test)
+
+        if not is_sound(weights):
+            self.held.refuse_round(self.server, round, net_device(net), is_sound)
 
     def _evaluate(self, networks: Sequence[Network], data: FederatedData) -> dict[str, float]:
         numbers: dict[str, float] = {}

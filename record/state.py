@@ -158,10 +158,12 @@ class RunState(NamedTuple):
 
 
 class StateFiles:
-    """The states in `folder`, and the clients' files of each in `store`."""
+    """The states of the last `kept` rounds in `folder`, and the clients' files of each in
+    `store`."""
 
-    def __init__(self, folder: Path, store: ClientStore):
+    def __init__(self, folder: Path, store: ClientStore, kept: int = KEPT_STATES):
         self.folder = folder
+        self.kept = kept
         self.store = store
         self.has_memories = True  # False once a state without its clients was restored
         self._client_files: list[set[str]] = []  # of each state that is kept, oldest first
@@ -186,7 +188,9 @@ class StateFiles:
             except UserError as error:
                 say(f"{error}; going back to the round before")
                 continue
-            self._client_files = [{file.name for file in self.store.files.values()}]
+            older = paths[paths.index(path) + 1 :][: self.kept - 1]
+            self._client_files = [*reversed([_files_of(place) for place in older])]
+            self._client_files.append({file.name for file in self.store.files.values()})
             return state
         if paths:
             raise UserError(f"{self.folder}: no undamaged state left; start the run anew")
@@ -197,10 +201,10 @@ class StateFiles:
         files = self.store.flush()
         path = self.folder / f"state_{state.progress.next_round:06d}.pth"
         save_checkpoint(path, _pack(state) | {"clients": {k: tuple(v) for k, v in files.items()}})
-        for old in self.paths()[KEPT_STATES:]:
+        for old in self.paths()[self.kept :]:
             old.unlink()
         self._client_files.append({file.name for file in files.values()})
-        self._client_files = self._client_files[-KEPT_STATES:]
+        self._client_files = self._client_files[-self.kept :]
         self.store.commit(set().union(*self._client_files))
 
     def drop_memories(self) -> None:
@@ -216,6 +220,14 @@ class StateFiles:
         for path in older:
             path.unlink()
         self.store.commit(())
+
+
+def _files_of(path: Path) -> set[str]:
+    """The names of the clients' files that an older state needs; none where it is damaged."""
+    try:
+        return {name for name, _ in (load_checkpoint(path)["clients"] or {}).values()}
+    except UserError:
+        return set()
 
 
 def round_bytes(model_bytes: int, remembered_copies: Iterable[int]) -> int:

@@ -188,7 +188,12 @@ def test_auto_takes_memory_while_it_lasts(monkeypatch):
 
 # ---- updates
 
-RECEIVED = {"weight": torch.zeros(5, 3), "bias": torch.zeros(5), "steps": torch.tensor(4)}
+RECEIVED = {
+    "weight": torch.zeros(5, 3),
+    "bias": torch.zeros(5),
+    "norm.running_var": torch.ones(5),
+    "steps": torch.tensor(4),
+}
 STATE = memory(1.0)
 
 
@@ -235,8 +240,8 @@ def test_a_sound_update_is_accepted():
         (update({"extra": torch.zeros(1)}), "extra is unknown"),
         (update({"weight": torch.zeros(3, 5)}), r"weight is \(3, 5\)"),
         (update({"bias": torch.zeros(5, dtype=torch.float64)}), "bias is .* torch.float64"),
-        (update(num_samples=0), "0 images"),
-        (update(num_samples=10**15), "images"),
+        (update(num_samples=0), "trained on 0 images, and has 4"),
+        (update(num_samples=10**12), "images, and has 4"),
         (shares(RelationMatrix(torch.zeros(4, 5), torch.ones(4, dtype=bool))), "shape"),
         (shares(RelationMatrix(torch.zeros(5, 5), torch.ones(5))), "shape"),
         (shares(matrix()._replace(log_rows=torch.zeros(5, 5))), "no set of distributions"),
@@ -261,6 +266,11 @@ def test_an_update_that_does_not_fit_is_named(bad, reason):
         (update({"weight": torch.full((5, 3), NAN)}), STATE, "entry weight"),
         (update({"bias": torch.tensor([0, 0, 0, 0, -INF])}), STATE, "entry bias"),
         (update({"bias": torch.tensor([0, 0, 0, 0, 1e38])}), STATE, "larger than 1e[+]06 .*bias"),
+        (
+            update({"norm.running_var": torch.tensor([1, 1, 0, 1, -1e-6])}),
+            STATE,
+            "variance .* below 0 .entry norm.running_var",
+        ),
         (update({"steps": torch.tensor(-1)}), STATE, "step counter"),
         (update({"steps": torch.tensor(2**62)}), STATE, "step counter"),
         (shares(matrix(torch.full((5, 5), NAN))), STATE, "what it shares .*relation_log_rows"),
@@ -279,7 +289,7 @@ def offer(
     guard: ClientGuard, candidate: ClientUpdate, state: dict = STATE, client: int = 6
 ) -> bool:
     dataset = SimpleNamespace(names=["ID_a", "ID_b", "ID_c"])
-    trainer = SimpleNamespace(client=client, dataset=dataset)
+    trainer = SimpleNamespace(client=client, dataset=dataset, num_samples=4)
     return guard.accept(trainer, 9, candidate, RECEIVED, state)
 
 

@@ -4,69 +4,29 @@ import json
 import os
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
-import train_main
 from dataloaders.dataset import ImageDataset
 from local_supervised import SupervisedLocalUpdate
 from local_unsupervised import UnsupervisedLocalUpdate
 from networks.saved import load_model
 from server import RelationServer
 from tests.conftest import DataFolder
+from tests.reliability.conftest import SMALL, refused
 from tests.torture.runs import (
-    build_small_densenet,
     differences,
     outcome,
     whole_states,
-    write_predictions_only,
 )
 from utils.checkpoint import load_checkpoint, save_checkpoint
-from utils.errors import run_command
 
-SMALL = ["--preset", "paper", "--pretrained", "0", "--image_size", "32", "--batch_size", "4"]
-SMALL += ["--num_users", "4", "--rounds", "3", "--gpu", "cpu", "--progress", "0"]
-SMALL += ["--consistency_rampup", "2", "--figure_every", "1000"]
 LABELED_CLIENT, UNLABELED_CLIENT = 1, 2
-
-
-class Ended(NamedTuple):
-    """How a command ended."""
-
-    status: int
-    said: str
-    error: str
-
-
-@pytest.fixture
-def small_parts(monkeypatch):
-    """A network, a report and a disk that take no time."""
-    monkeypatch.setattr("networks.models.build_densenet121", build_small_densenet)
-    monkeypatch.setattr("tasks.classification.report_run", write_predictions_only)
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture
-def train(small_parts, monkeypatch, capsys, tmp_path):
-    """train_main.py with these flags, in this process."""
-    handler = signal.getsignal(signal.SIGTERM)
-
-    def run(*flags) -> Ended:
-        words = ["train_main.py", "--cache_dir", tmp_path / "cache", *flags]
-        monkeypatch.setattr(sys, "argv", list(map(str, words)))
-        with pytest.raises(SystemExit) as stop:
-            run_command(train_main.main)
-        return Ended(stop.value.code, *capsys.readouterr())
-
-    yield run
-    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture
@@ -83,13 +43,6 @@ def begun(train, data, tmp_path) -> Path:
     ended = train(*SMALL, *data.flags(), "--rounds", 2, "--run_dir", tmp_path / "run")
     assert ended.status == 0, ended.error
     return tmp_path / "run"
-
-
-def refused(ended: Ended) -> str:
-    """The one line that a command ended with."""
-    assert ended.status == 2 and "Traceback" not in ended.error
-    assert ended.error.count("\n") == 1, ended.error
-    return ended.error
 
 
 # ---- the same bits

@@ -1,0 +1,55 @@
+"""Whole runs in this process with a stand-in network."""
+
+import os
+import signal
+import sys
+from typing import NamedTuple
+
+import pytest
+
+import train_main
+from tests.torture.runs import build_small_densenet, write_predictions_only
+from utils.errors import run_command
+
+SMALL = ["--preset", "paper", "--pretrained", "0", "--image_size", "32", "--batch_size", "4"]
+SMALL += ["--num_users", "4", "--rounds", "3", "--gpu", "cpu", "--progress", "0"]
+SMALL += ["--consistency_rampup", "2", "--figure_every", "1000"]
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    status: int
+    said: str
+    error: str
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """A network, a report and a disk that take no time."""
+    monkeypatch.setattr("networks.models.build_densenet121", build_small_densenet)
+    monkeypatch.setattr("tasks.classification.report_run", write_predictions_only)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def train(small_parts, monkeypatch, capsys, tmp_path):
+    """train_main.py with these flags, in this process."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*flags) -> Ended:
+        words = ["train_main.py", "--cache_dir", tmp_path / "cache", *flags]
+        monkeypatch.setattr(sys, "argv", list(map(str, words)))
+        with pytest.raises(SystemExit) as stop:
+            run_command(train_main.main)
+        return Ended(stop.value.code, *capsys.readouterr())
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+
+
+def refused(ended: Ended) -> str:
+    """The one line that a command ended with."""
+    assert ended.status == 2 and "Traceback" not in ended.error
+    assert ended.error.count("\n") == 1, ended.error
+    return ended.error
