@@ -149,6 +149,7 @@ FREE_ON_RESUME = {
     "client_gpus",
     "min_clients",
     "client_timeout",
+    "sites",
 }
 
 
@@ -581,6 +582,13 @@ def _engine(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="a round on Flower goes on without clients that fail or do not answer while this "
         "many are left; 0: it needs every one",
+    )
+    group.add_argument(
+        "--sites",
+        type=Path,
+        default=None,
+        help="the operator's list, a CSV client,labeled,key[,images]: which node's key may be "
+        "which client, engine sites (docs/DEPLOY.md)",
     )
     group.add_argument(
         "--client_timeout",

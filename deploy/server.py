@@ -18,6 +18,7 @@ from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from dataloaders.federated import FederatedData
 from deploy.messages import pack_tensors, pack_weights, unpack_update
 from deploy.privacy import add_noise, clip_update, guarantee, noise_deviation, secret_generator
+from deploy.roles import read_roles
 from deploy.sites import RemoteSite, SiteRegister
 from federation import build_networks, build_server, first_weights, start
 from local_update import ClientUpdate
@@ -103,11 +104,11 @@ class FedIRM(FlowerFedAvg):
         count = 0
         for site, reply in answered:
             try:
-                update = unpack_update(reply.content, received, site.labeled)
-            except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+                update, recalled = unpack_update(reply.content, received, site.client, site.labeled)
+            except ValueError as error:
                 self.run.guard.turn_away(site, round, f"its answer is no update: {error}")
                 continue
-            if reply.content["report"]["recalled"] != self.asked[site]:
+            if recalled != self.asked[site]:
                 self.run.say(f"client {site.client} has lost its memory and began anew")
             site.memory_round = round
             if self.run.accept(site, round, update, received):
@@ -171,7 +172,10 @@ def serve_sites(run: Run, grid: Grid) -> None:
     set_deterministic(bool(args.deterministic))
     devices = choose_devices(args.gpu, run.say)
     data = TASKS[args.task].load(args, run.say)
-    sites = SiteRegister(grid, args, data.class_names, run.folder.name, run.say)
+    roles = None if args.sites is None else read_roles(args.sites)
+    if roles is None:
+        run.say("no --sites: every node is believed which client it is and whether it has labels")
+    sites = SiteRegister(grid, args, data.class_names, run.folder.name, run.say, roles)
     sites.wait_for(args.num_users)
     data = data._replace(num_training=sum(site.num_samples for site in sites.all()))
     serve(run, grid, data, devices, sites)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from deploy.messages import pack_flags
+from deploy.messages import pack_flags, unpack_introduction
+from deploy.roles import Role, plain_key
 from server import Server
 from utils.errors import UserError
 
@@ -32,6 +33,11 @@ class RemoteSite:
         self.num_samples = num_samples
         self.memory_round = -1
 
+    def said(self) -> dict:
+        """What it said when it was first there."""
+        names = ("client", "labeled", "num_samples")
+        return {name: getattr(self, name) for name in names}
+
     def state_dict(self) -> dict:
         """What a resumed run needs to know of the site."""
         return {"memory_round": self.memory_round}
@@ -45,7 +51,7 @@ class SiteRegister:
     """Who is who at the end of `grid`. Every node is asked once for its client's number.
 
     experiment: the name under which sites keep their memory of this run. `say` hears of whoever
-    is missing or odd.
+    is missing or odd. roles: the operator's list, by key; without it nodes are believed.
     """
 
     def __init__(
@@ -55,8 +61,9 @@ class SiteRegister:
         class_names: Sequence[str],
         experiment: str,
         say: Callable[[str], None],
+        roles: Mapping[bytes, Role] | None = None,
     ):
-        self.grid, self.args, self.say = grid, args, say
+        self.grid, self.args, self.say, self.roles = grid, args, say, roles
         self.task = {
             "flags": pack_flags(args),
             "class_names": list(class_names),
@@ -165,17 +172,44 @@ class SiteRegister:
             self.refused[node] = time.monotonic()
             self.say(f"node {node} cannot take part: {_reason(reply)}")
             return
-        answer = reply.content["site"]
-        client = int(answer["client"])
+        try:
+            answer = unpack_introduction(reply.content)
+            if self.roles is not None and (fault := self._role_fault(node, answer)):
+                raise ValueError(fault)
+        except ValueError as error:
+            self.refused[node] = time.monotonic()
+            self.say(f"node {node} refused: {error}")
+            return
+        client = answer["client"]
         known = self.sites.get(client)
         if known is not None and known.node_id in nodes:
             self.refused[node] = time.monotonic()
             self.say(f"node {node} refused: client {client} is there already")
+        elif known is not None and known.said() != answer:
+            self.refused[node] = time.monotonic()
+            self.say(f"node {node} refused: client {client} said something else of itself before")
         elif known is not None:
             known.node_id = node
         else:
-            labeled, num_samples = bool(answer["labeled"]), int(answer["num_samples"])
-            self.sites[client] = RemoteSite(node, client, labeled, num_samples)
+            self.sites[client] = RemoteSite(node, **answer)
+            kind = "with" if answer["labeled"] else "without"
+            self.say(
+                f"client {client}: {answer['num_samples']} images {kind} labels, as it says "
+                f"(node {node})"
+            )
+
+    def _role_fault(self, node: int, answer: dict) -> str | None:
+        """Why the operator's list does not let the node be what it says, or None."""
+        key = next(
+            (found.public_key for found in self.grid.get_nodes() if found.node_id == node), b""
+        )
+        try:
+            role = self.roles.get(plain_key(key))
+        except ValueError:
+            role = None
+        if role is None:
+            return "its key is not in the list of --sites"
+        return role.fault(**answer)
 
 
 def _reason(reply: Message | None) -> str:

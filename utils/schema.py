@@ -132,8 +132,13 @@ def mapping(key: Check, inner: Check, largest: int, fewest: int = 0) -> Check:
     return check
 
 
-def record(required: Mapping[str, Check], optional: Mapping[str, Check] | None = None) -> Check:
-    """Exactly the entries of `required`, perhaps some of `optional`, and no others."""
+def record(
+    required: Mapping[str, Check],
+    optional: Mapping[str, Check] | None = None,
+    rest: Check | None = None,
+) -> Check:
+    """Exactly the entries of `required`, perhaps some of `optional`, and no others; with `rest`
+    a few hundred others that it takes."""
     optional = optional or {}
 
     def check(value: object, place: str) -> None:
@@ -144,13 +149,16 @@ def record(required: Mapping[str, Check], optional: Mapping[str, Check] | None =
         if missing:
             raise Mismatch(f"no {missing[0]}{where}")
         unknown = [name for name in value if name not in required and name not in optional]
-        if unknown:
+        if unknown and rest is not None:
+            mapping(text(100), rest, largest=300)({name: value[name] for name in unknown}, place)
+        elif unknown:
             raise Mismatch(
                 f"{', '.join(map(shown, unknown[:5]))}{where}: unknown to this version of the "
                 "program; a newer one made it?"
             )
         for name, item in value.items():
-            (required.get(name) or optional[name])(item, joined(place, name))
+            if known := required.get(name) or optional.get(name):
+                known(item, joined(place, name))
 
     return check
 
