@@ -146,25 +146,32 @@ class RelationMeter:
     over "dataset": per-class mean over all samples added since `restart`, then softmax (the
     paper's eq. 2 and 3). over "batches": the mean of each batch's own softmaxed matrix (the
     released program).
+
+    A class of fewer than `min_samples` samples since `restart` is given the row of a class without
+    any: of one sample the row would be what the network says about that very sample.
     """
 
-    def __init__(self, temperature: float, absent: str, over: str):
+    def __init__(self, temperature: float, absent: str, over: str, min_samples: int = 1):
         if over not in ("dataset", "batches"):
             raise ValueError(f"over is 'dataset' or 'batches', not {over!r}")
         self.temperature, self.absent, self.over = temperature, absent, over
+        self.min_samples = min_samples
+        self.seen: torch.Tensor | None = None  # (C,) samples, where rows may have to be hidden
         self.sums: torch.Tensor | None = None
         self.counts: torch.Tensor | None = None
         self.batches: list[RelationMatrix] = []
 
     def restart(self) -> None:
         """A new pass over the client's data begins: "dataset" forgets the one before it."""
-        self.sums = self.counts = None
+        self.sums = self.counts = self.seen = None
 
     def add(
         self, scores: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None
     ) -> RelationMatrix:
         """Count one batch in: scores (B, C), labels (B,), weights (B,); the batch's own matrix."""
         sums, counts = class_sums(scores, labels, weights)
+        if self.min_samples > 1:
+            self.seen = counts.detach() + (0 if self.seen is None else self.seen)
         batch = relation_matrix(sums, counts, self.temperature, self.absent)
         if self.over == "batches":
             self.batches.append(RelationMatrix(batch.log_rows.detach(), batch.present))
@@ -177,5 +184,14 @@ class RelationMeter:
     def matrix(self) -> RelationMatrix:
         """What was measured; at least one batch must have been added."""
         if self.over == "batches":
-            return average_matrices(self.batches)
-        return relation_matrix(self.sums, self.counts, self.temperature, self.absent)
+            measured = average_matrices(self.batches)
+        else:
+            measured = relation_matrix(self.sums, self.counts, self.temperature, self.absent)
+        if self.min_samples == 1:
+            return measured
+        enough = self.seen >= self.min_samples
+        uniform = torch.full_like(measured.log_rows, -math.log(len(enough)))
+        log_rows = torch.where(enough[:, None], measured.log_rows, uniform)
+        # In the words of `relation_matrix`: absent classes count, or take no part.
+        present = measured.present if self.absent == "uniform" else measured.present & enough
+        return RelationMatrix(log_rows, present)

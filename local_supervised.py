@@ -29,7 +29,9 @@ class SupervisedLocalUpdate(LocalUpdate):
         log = StepLog("loss", "supervised_loss")
         self.receive(net, weights, round, BATCHNORM_MOMENTUM)
         optimizer = self.build_optimizer(net, round)
-        meter = RelationMeter(args.temperature, args.absent_class, args.labeled_matrix)
+        meter = RelationMeter(
+            args.temperature, args.absent_class, args.labeled_matrix, args.relation_min_samples
+        )
 
         for _, batches in self.epochs(args.labeled_views, round, net_device(net)):
             meter.restart()

@@ -74,7 +74,9 @@ class UnsupervisedLocalUpdate(LocalUpdate):
         teacher = self.teacher_network(net)
         parameters, teacher_parameters = list(net.parameters()), list(teacher.parameters())
         target = RelationMatrix.from_named({k: v.to(device) for k, v in shared.items()})
-        meter = RelationMeter(args.temperature, args.absent_class, "batches")
+        # An image is counted once in each local epoch.
+        least = args.relation_min_samples * (args.local_ep if args.relation_min_samples > 1 else 1)
+        meter = RelationMeter(args.temperature, args.absent_class, "batches", least)
         step = self.step
 
         for epoch, batches in self.epochs(2, round, device):

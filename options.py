@@ -162,8 +162,13 @@ def args_parser(argv: Sequence[str] | None = None) -> argparse.Namespace:
     preset = parser.parse_known_args(argv)[0].preset
     parser.set_defaults(**PRESETS[preset])
     args = parser.parse_args(argv)
+    if args.relation_min_samples == 0:
+        args.relation_min_samples = RELATION_MIN_AT_SITES if args.engine == "sites" else 1
     check_options(args)
     return args
+
+
+RELATION_MIN_AT_SITES = 5
 
 
 def explicit_flags(argv: Sequence[str] | None = None) -> dict:
@@ -449,6 +454,14 @@ def _unlabeled(parser: argparse.ArgumentParser) -> None:
         "--relation_distance", choices=DISTANCES, default="kl", help="between relation matrices"
     )
     group.add_argument(
+        "--relation_min_samples",
+        type=int,
+        default=0,
+        help="a row of a client's matrix needs that many images of its class, else it is as if "
+        f"there were none; 0: 1 here, {RELATION_MIN_AT_SITES} at sites of their own, who may ask "
+        "for more (docs/DEPLOY.md)",
+    )
+    group.add_argument(
         "--relation_scale", type=float, default=0.5, help="factor on the distance in L_IRM"
     )
     group.add_argument(
@@ -649,6 +662,7 @@ RANGES = {
     "entropy_threshold": (0, 100),
     "confidence_threshold": (0, 1),
     "relation_scale": (0, 1e6),
+    "relation_min_samples": (0, 1_000_000),
     "consistency_scale": (0, 1e6),
     "drop_rate": (0, 0.99),
     "seed": (0, 2**63 - 1),

@@ -13,6 +13,7 @@ from flwr.app import ConfigRecord, Context
 from dataloaders.dataset import ImageDataset, load_dataset
 from dataloaders.table import read_table, read_unlabeled_table
 from deploy.messages import unpack_flags
+from options import RELATION_MIN_AT_SITES
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 
@@ -81,12 +82,16 @@ def own_site(context: Context, task: ConfigRecord) -> Site:
 
     partition-id: the client's number. labeled: whether it trains on labels. csv, images: its
     table and its folder of images. memory: a folder of its own to write to. gpu: optional, as
-    `--gpu`. Raises `UserError` for a key that is missing and for classes other than the server's.
+    `--gpu`. relation-min-samples: optional, what the site insists on whatever the server's flag
+    of that name asks for. Raises `UserError` for a key that is missing and for classes other than
+    the server's.
     """
     config = context.node_config
     if missing := [key for key in NODE_KEYS if key not in config]:
         raise UserError(f"--node-config: {missing[0]} is missing; give {' '.join(NODE_KEYS)}")
     args = unpack_flags(task["flags"])
+    insisted = int(config.get("relation-min-samples", RELATION_MIN_AT_SITES))
+    args.relation_min_samples = max(insisted, args.relation_min_samples)
     labeled, memory = bool(config["labeled"]), Path(str(config["memory"]))
     dataset = site_images(
         Path(str(config["csv"])),

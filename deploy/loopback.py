@@ -61,7 +61,8 @@ def main() -> int:
             f"the sites are up. Start a run with:\n  FLWR_HOME={federation.home('server')}/flwr "
             f"flwr run {REPOSITORY} loopback --stream --run-config 'flags=\"{options.flags} "
             f"--root_path {args.root_path.resolve()} "
-            f"--csv_file_test {args.csv_file_test.resolve()} --run_dir DIR\"'\n"
+            f"--csv_file_test {args.csv_file_test.resolve()} --sites {federation.roles} "
+            "--run_dir DIR\"'\n"
             "Ctrl-C ends them."
         )
         with contextlib.suppress(KeyboardInterrupt):
@@ -86,6 +87,8 @@ class LoopbackFederation:
         self.outside = f"{OUTSIDE_ADDRESS}:{free_port(OUTSIDE_ADDRESS)}"
         self.processes: dict[str, subprocess.Popen] = {}
         self.sites: dict[int, dict[str, object]] = {}
+        self.registered: list[int] = []
+        self.roles = self.folder / "sites.csv"  # the operator's list, for --sites
 
     def __enter__(self) -> "LoopbackFederation":
         make_credentials(self.credentials, (OPERATOR_ADDRESS, OUTSIDE_ADDRESS), num_sites=0)
@@ -177,6 +180,12 @@ class LoopbackFederation:
         )
         if answer.returncode:
             raise UserError(f"flwr supernode register: {answer.stdout}{answer.stderr}")
+        self.registered.append(client)
+        rows = [
+            [str(site), str(int(self.sites[site]["labeled"])), f"site_{site}/node.pub"]
+            for site in self.registered
+        ]
+        write_text(self.roles, to_csv(("client", "labeled", "key"), rows))
 
     def start_site(self, client: int) -> None:
         """Start a site's SuperNode. It knows the gateway, the CA, its own key and its own data."""

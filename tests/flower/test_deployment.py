@@ -37,7 +37,7 @@ def federation(flags, tmp_path_factory):
             for client in (0, 1):
                 share = table.select(dealt.clients[client])
                 federation.add_site(client, client in dealt.labelled, share, args.root_path)
-                federation.sites[client]["gpu"] = "cpu"
+                federation.sites[client] |= {"gpu": "cpu", "relation-min-samples": 1}
                 federation.register(client)
                 federation.start_site(client)
             yield federation
@@ -47,8 +47,9 @@ def server_flags(flags: list[str], folder: Path, *more: str) -> str:
     """The run's flags: no training images, for those the server does not have."""
     place = flags.index("--csv_file_train")
     patience = ("--client_timeout", str(SECONDS))
+    few = ("--relation_min_samples", "1")  # as the loop, for the same bits
     return shlex.join(
-        [*flags[:place], *flags[place + 2 :], "--run_dir", str(folder), *patience, *more]
+        [*flags[:place], *flags[place + 2 :], "--run_dir", str(folder), *patience, *few, *more]
     )
 
 
@@ -73,8 +74,10 @@ def test_each_site_holds_its_own_images_alone(federation):
 
 
 def test_same_bits_numbers_and_lines_as_the_loop(federation, flags, loop, tmp_path):
-    federation.start_run(server_flags(flags, tmp_path / "run"))
-    wait_for("done:", tmp_path / "run" / "log.txt")
+    roles = ("--sites", str(federation.roles))  # by the keys that the sites registered
+    federation.start_run(server_flags(flags, tmp_path / "run", *roles))
+    said = wait_for("done:", tmp_path / "run" / "log.txt")
+    assert "images with labels, as it says" in said and "every node is believed" not in said
     assert_same(loop, Result(tmp_path / "run"))
     for client, copies in ((0, 2), (1, 3)):
         memories = federation.folder / f"site_{client}" / "memory" / "run"

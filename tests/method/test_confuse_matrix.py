@@ -287,3 +287,31 @@ def test_meter_keeps_no_graph():
     scores = torch.randn(3, 2).requires_grad_()
     assert meter.add(scores, torch.tensor([0, 1, 1])).log_rows.requires_grad
     assert not meter.matrix().log_rows.requires_grad
+
+
+@pytest.mark.parametrize("over", ["dataset", "batches"])
+@pytest.mark.parametrize("absent", ["uniform", "skip"])
+def test_a_row_of_few_samples_says_nothing_of_them(over, absent):
+    """Three images of class 0, one of class 1, none of class 2, in two batches."""
+    draws = torch.Generator().manual_seed(0)
+    scores = 3 * torch.randn(4, 3, generator=draws)
+    meters = [RelationMeter(2.0, absent, over, least) for least in (1, 2)]
+    for meter in meters:
+        meter.restart()
+        meter.add(scores[:2], torch.tensor([0, 1]))
+        meter.add(scores[2:], torch.tensor([0, 0]))
+    plain, hidden = (meter.matrix() for meter in meters)
+    if (over, absent) == ("dataset", "uniform"):  # the leak: it is that image's prediction
+        assert torch.allclose(plain.log_rows[1], (scores[1] / 2).log_softmax(dim=0))
+    assert torch.equal(plain.log_rows[0], hidden.log_rows[0])
+    for row in (1, 2):
+        assert torch.allclose(hidden.log_rows[row], torch.full((3,), -math.log(3)))
+    assert hidden.present.tolist() == ([True] * 3 if absent == "uniform" else [True, False, False])
+
+
+def test_samples_are_counted_anew_in_each_pass():
+    meter = RelationMeter(2.0, "skip", "dataset", 3)
+    for _ in range(2):
+        meter.restart()
+        meter.add(torch.randn(2, 2), torch.tensor([0, 0]))
+    assert not meter.matrix().present.any()  # the same two images seen twice are not four
