@@ -17,6 +17,7 @@ from networks.devices import (
     choose_devices,
     choose_precision,
     place_network,
+    refuse_endless_run,
     set_deterministic,
     set_precision,
 )
@@ -55,7 +56,9 @@ def prepare(
     task = TASKS[args.task]
     if needs_embedded_data(args):
         task.place_embedded_data(args, say)
-    return devices, task.load(args, say)
+    data = task.load(args, say)
+    refuse_endless_run(args, devices, data.num_training, data.test.image_size)
+    return devices, data
 
 
 def build_server(args: Namespace) -> Server:

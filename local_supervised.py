@@ -3,7 +3,7 @@
 import torch
 
 from confuse_matrix import RelationMeter
-from local_update import BATCHNORM_MOMENTUM, ClientUpdate, LocalUpdate, StepLog, take_step
+from local_update import ClientUpdate, LocalUpdate, StepLog, take_step
 from networks.models import Network
 from utils.losses import rows
 from utils.tensors import net_device
@@ -27,7 +27,7 @@ class SupervisedLocalUpdate(LocalUpdate):
         """
         args = self.args
         log = StepLog("loss", "supervised_loss")
-        self.receive(net, weights, round, BATCHNORM_MOMENTUM)
+        self.receive(net, weights, round)
         optimizer = self.build_optimizer(net, round)
         meter = RelationMeter(
             args.temperature, args.absent_class, args.labeled_matrix, args.relation_min_samples

@@ -7,8 +7,8 @@ from torch.nn.functional import softmax
 
 from confuse_matrix import RelationMatrix, RelationMeter, relation_loss
 from dataloaders.dataset import Batch
-from local_update import BATCHNORM_MOMENTUM, ClientUpdate, LocalUpdate, StepLog, take_step
-from networks.models import Network
+from local_update import ClientUpdate, LocalUpdate, StepLog, take_step
+from networks.models import BATCHNORM_MOMENTUM, Network
 from utils.losses import mean_prediction, predictive_entropy, reliable_mask, rows, softmax_mse_loss
 from utils.ramps import get_current_consistency_weight
 from utils.tensors import copy_tensors, net_device, set_tensors
@@ -69,7 +69,7 @@ class UnsupervisedLocalUpdate(LocalUpdate):
         args = self.args
         log = StepLog("loss", "consistency_loss", "relation_loss", "reliable_share")
         device = net_device(net)
-        self.receive(net, weights, round, self.batchnorm_momentum())
+        self.receive(net, weights, round)
         optimizer = self.build_optimizer(net, round)
         teacher = self.teacher_network(net)
         parameters, teacher_parameters = list(net.parameters()), list(teacher.parameters())
@@ -161,8 +161,9 @@ class UnsupervisedLocalUpdate(LocalUpdate):
 
     def batchnorm_momentum(self) -> float:
         """Momentum of one update that equals one update per stochastic pass, where asked for."""
-        updates = 1 + self.args.mc_passes if self.args.bn_updates == "every_pass" else 1
-        return 1 - (1 - BATCHNORM_MOMENTUM) ** updates
+        if self.args.bn_updates == "once":
+            return BATCHNORM_MOMENTUM
+        return 1 - (1 - BATCHNORM_MOMENTUM) ** (1 + self.args.mc_passes)
 
 
 class ConsistencyLocalUpdate(UnsupervisedLocalUpdate):

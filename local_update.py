@@ -15,10 +15,8 @@ import torch
 
 from dataloaders.dataset import Batch, ImageDataset
 from dataloaders.federated import FederatedData
-from networks.models import Network
+from networks.models import BATCHNORM_MOMENTUM, Network
 from utils.tensors import copy_tensors, copy_weights, generator, net_device, set_tensors
-
-BATCHNORM_MOMENTUM = 0.1
 
 
 class ClientUpdate(NamedTuple):
@@ -126,14 +124,16 @@ class LocalUpdate:
         """Restore what `state_dict` returned."""
         self.optimizer_state = state["optimizer"]
 
-    def receive(self, net: Network, weights: dict, round: int, bn_momentum: float) -> None:
+    def batchnorm_momentum(self) -> float:
+        """The momentum that this client's training gives BatchNorm's running statistics."""
+        return BATCHNORM_MOMENTUM
+
+    def receive(self, net: Network, weights: dict, round: int) -> None:
         """Put the global weights into `net`, in train mode, with this round's dropout draws."""
         set_tensors(net.state_dict(), weights)
         net.train()
         net.dropout.generator = self.generator(round, "dropout", net_device(net))
-        for module in net.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = bn_momentum
+        net.batchnorm_momentum = self.batchnorm_momentum()
 
     def generator(self, round: int, purpose: str, device: str | torch.device) -> torch.Generator:
         """This client's own draws of this round, for one purpose."""

@@ -15,7 +15,8 @@ from confuse_matrix import DISTANCES
 from dataloaders.dataset import CACHES
 from dataloaders.partition import SPLIT_FILES
 from dataloaders.table import LABEL_UNCERTAINTY, MULTI_LABEL
-from networks.devices import COMPILES, PRECISIONS
+from networks.compilation import COMPILES
+from networks.devices import PRECISIONS
 from networks.models import ATTENTIONS
 from record.guard import POLICIES
 from record.state import KEPT_STATES, PLACEMENTS
@@ -137,6 +138,7 @@ FREE_ON_RESUME = {
     "cache",
     "cache_dir",
     "compile",
+    "precision",
     "client_state",
     "keep_state",
     "on_bad_client",
@@ -714,6 +716,11 @@ def check_values(args: argparse.Namespace) -> None:
         raise UserError(f"--dp_noise {args.dp_noise:g}: needs --dp_clip, the largest change")
     if args.dp_noise and args.aggregate != "mean":
         raise UserError(f"--dp_noise {args.dp_noise:g}: its promise is of --aggregate mean alone")
+    if args.compile in ("on", "graphs") and args.engine != "loop":
+        raise UserError(
+            f"--compile {args.compile}: clients of --engine {args.engine} train uncompiled; "
+            "leave it out"
+        )
     if args.dp_clip and args.engine == "loop":
         raise UserError(f"--dp_clip {args.dp_clip:g}: only with --engine flower or at sites")
     if args.num_labeled + (args.num_unlabeled or 0) > args.num_users:

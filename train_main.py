@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from queue import SimpleQueue
 
 import torch
 
@@ -23,7 +22,8 @@ from federation import (
     start,
 )
 from local_update import ClientUpdate, LocalUpdate
-from networks.devices import compile_networks, memory_shortage
+from networks.compilation import compile_networks
+from networks.devices import memory_shortage
 from networks.models import Network
 from options import args_parser
 from record.run import Run, open_run
@@ -31,7 +31,7 @@ from record.state import Progress
 from tasks import TASKS
 from utils.errors import UserError, run_command
 from utils.files import disk_full_as_user_error
-from utils.workers import cancelling_pool
+from utils.workers import shared_out
 
 
 def main() -> int:
@@ -69,7 +69,9 @@ def train(run: Run) -> None:
     clients = build_clients(args, data)
     weights, shared = first_weights(args, progress, networks[0]), progress.shared
     run.begin(data, clients, networks, devices, task)
-    compile_networks(networks, args, len(data.train), data.train.image_size, run.say)
+    momentums = {client.batchnorm_momentum() for client in clients}
+    size = data.train.image_size
+    run.compiled(compile_networks(networks, args, len(data.train), size, momentums, run.say))
 
     for round in range(progress.next_round, args.rounds):
         # 1. Broadcast: the global weights and what the server shares go to who takes part.
@@ -99,30 +101,19 @@ def train_clients(
     Who returns what cannot be averaged is left out. Closing the generator stops those who train
     at their next step.
     """
-    free: SimpleQueue[Network] = SimpleQueue()
-    for net in networks:
-        free.put(net)
 
-    def work(client: LocalUpdate) -> ClientUpdate | None:
+    def work(net: Network, client: LocalUpdate) -> ClientUpdate | None:
         run.start_client(client)
-        net = free.get()
-        try:
-            with run.memory_of(client):
-                update = client.train(net, weights, round, shared)
-                return update if run.accept(client, round, update, weights) else None
-        finally:
-            free.put(net)
+        with run.memory_of(client):
+            update = client.train(net, weights, round, shared)
+            return update if run.accept(client, round, update, weights) else None
 
-    if len(networks) == 1:
-        yield from filter(None, map(work, active))
-        return
-    with cancelling_pool(len(networks)) as pool:
-        try:
-            yield from filter(None, pool.map(work, active))
-        except BaseException:
-            for client in active:
-                client.stop.set()
-            raise
+    def stop() -> None:
+        for client in active:
+            client.stop.set()
+
+    with closing(shared_out(work, networks, active, stop)) as updates:
+        yield from filter(None, updates)
 
 
 def refuse_sites(run: Run) -> None:

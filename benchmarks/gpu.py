@@ -13,6 +13,7 @@ import tempfile
 import time
 import warnings
 from argparse import Namespace
+from itertools import product
 from pathlib import Path
 from statistics import mean, median, stdev
 
@@ -20,9 +21,13 @@ import torch
 
 from benchmarks.data import make_files
 from benchmarks.measure import conditions, spread
-from benchmarks.ours import Ours, product_args
+from benchmarks.ours import Ours, as_a_real_run, product_args
+from local_update import LocalUpdate
+from networks.models import Network
+from options import args_parser
 from utils.errors import UserError, run_command
 from utils.table_files import to_markdown
+from utils.tensors import net_device
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER_TRAINING, PAPER_TEST, PAPER_ROUNDS = 17_503, 5_007, 100
@@ -34,7 +39,8 @@ def main() -> None:
     options = parse()
     if not torch.cuda.is_available():
         raise UserError("benchmarks.gpu: no CUDA device here")
-    print(conditions(torch.device("cuda", int(options.gpu)), options.repeats), end="\n\n")
+    first = torch.device("cuda", int(options.gpu.split(",")[0]))
+    print(conditions(first, options.repeats), end="\n\n")
     MEASURES[options.what](options)
 
 
@@ -43,7 +49,7 @@ def parse() -> Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     add = parser.add_argument
     add("what", choices=MEASURES)
-    add("--gpu", default="0", help="number of the GPU")
+    add("--gpu", default="0", help="number of the GPU, or of several: 0,1")
     add("--repeats", type=int, default=3, help="rounds measured, or seeds")
     add("--precision", default="auto", help="as of train_main.py")
     add("--compile", default="auto", help="as of train_main.py")
@@ -66,26 +72,28 @@ def waits(options: Namespace) -> None:
             ours = Ours(product_args(folder, csvs, **flags))
             try:
                 ours.train()
-                for client in ours.clients:
-                    counts = [_waits_of(ours, client, steps) for steps in (2, 8)]
+                for net, client in product(ours.networks, ours.clients):
+                    counts = [_waits_of(ours, net, client, steps) for steps in (2, 8)]
                     kind = "labelled" if client.labeled else "unlabelled"
-                    rows.append([cache, kind, *map(str, counts)])
+                    rows.append([str(net_device(net)), cache, kind, *map(str, counts)])
             finally:
                 ours.run.close()
-    print(to_markdown(["images", "client", "waits in 2 steps", "in 8 steps"], rows))
-    if any(few != many for _, _, few, many in rows):
+    print(to_markdown(["device", "images", "client", "waits in 2 steps", "in 8 steps"], rows))
+    if any(few != many for *_, few, many in rows):
         raise RuntimeError("a step waits for the device")
 
 
-def _waits_of(ours: Ours, client, steps: int) -> int:
+def _waits_of(ours: Ours, net: Network, client: LocalUpdate, steps: int) -> int:
     everything = client.indices
     client.indices = everything[: steps * BATCH_SIZE]
-    torch.cuda.synchronize()
+    ours.run.store.flush()  # its thread waits for the device, and may
+    for device in ours.devices:
+        torch.cuda.synchronize(device)
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            client.train(ours.networks[0], ours.weights, 1, ours.shared)
+            client.train(net, ours.weights, 1, ours.shared)
     finally:
         torch.cuda.set_sync_debug_mode("default")
         client.indices = everything
@@ -100,6 +108,10 @@ def paper(options: Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         csvs = make_files(folder, {"train": PAPER_TRAINING, "test": PAPER_TEST}, 224)
+        whole = args_parser(["--preset", "paper", "--medmnist", "none.npz"])
+        whole.compile, whole.gpu = options.compile, options.gpu
+        compiled = as_a_real_run(whole, PAPER_TRAINING)
+        print(f"--compile {compiled}, as in a run of {PAPER_ROUNDS} rounds", end="\n\n")
         command = _command(
             "paper",
             root_path=folder / "images",
@@ -111,7 +123,7 @@ def paper(options: Namespace) -> None:
             figure_every=1000,
             gpu=options.gpu,
             precision=options.precision,
-            compile=options.compile,
+            compile=compiled,
             deterministic=options.deterministic,
         )
         moments = _moments(command)

@@ -17,7 +17,8 @@ from torch.nn.functional import cross_entropy, softmax
 from benchmarks.measure import Clock
 from dataloaders.dataset import batch_bounds
 from federation import build_clients, build_networks, build_server, prepare
-from networks.devices import compile_networks
+from networks.compilation import choose_compile, compile_networks, training_steps
+from networks.devices import choose_devices
 from networks.models import DenseNet121
 from options import args_parser
 from record.run import open_run
@@ -44,6 +45,16 @@ def product_args(folder: Path, csvs: dict[str, Path], **flags) -> Namespace:
     return args_parser(
         [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     )
+
+
+def as_a_real_run(args: Namespace, images: int) -> str:
+    """What `--compile` comes to in a run of the preset's own length over `images` images.
+
+    A measurement is shorter, and "auto" would leave it uncompiled where a real run is compiled.
+    """
+    whole = args_parser(["--preset", args.preset, "--medmnist", "none.npz"])
+    steps = training_steps(Namespace(**vars(whole) | {"batch_size": args.batch_size}), images)
+    return choose_compile(args.compile, choose_devices(args.gpu, print), steps)
 
 
 class Timing(NamedTuple):
@@ -103,10 +114,10 @@ class Ours:
         self.server = build_server(self.args)
         self.run.restore(self.data, self.server)
         self.run.begin(self.data, self.clients, self.networks, self.devices, TASKS[self.args.task])
+        momentums = {client.batchnorm_momentum() for client in self.clients}
+        size, images = self.data.train.image_size, len(self.data.train)
         with redirect_stdout(sys.stderr):
-            compile_networks(
-                self.networks, self.args, len(self.data.train), self.args.image_size, print
-            )
+            compile_networks(self.networks, self.args, images, size, momentums, print)
         self.weights, self.shared, self.round = copy_weights(self.networks[0]), {}, 0
 
     def train(self) -> Timing:

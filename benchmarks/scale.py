@@ -62,7 +62,7 @@ def parse() -> Namespace:
     add("--batch_sizes", type=int, nargs="+", default=[8, 16])
     add("--client_state", nargs="+", default=["disk"], help="as of train_main.py")
     add("--precision", default="auto", help="as of train_main.py")
-    add("--compile", default="auto", help="as of train_main.py")
+    add("--compile", default="off", help="as of train_main.py")
     return parser.parse_args()
 
 

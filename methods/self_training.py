@@ -3,7 +3,8 @@
 import torch
 from torch.nn.functional import cross_entropy, softmax
 
-from local_update import BATCHNORM_MOMENTUM, ClientUpdate, LocalUpdate, StepLog, take_step
+from local_update import ClientUpdate, LocalUpdate, StepLog, take_step
+from networks.devices import evaluation_batch_size
 from networks.models import Network
 from utils.losses import rows
 from utils.tensors import net_device
@@ -28,7 +29,7 @@ class SelfTrainingLocalUpdate(LocalUpdate):
         """One round of local training from `weights`; `shared` is not used."""
         device = net_device(net)
         log = StepLog("loss", "reliable_share")
-        self.receive(net, weights, round, BATCHNORM_MOMENTUM)
+        self.receive(net, weights, round)
         pseudo_labels = self.pseudo_label(net, device)
         optimizer = self.build_optimizer(net, round)
 
@@ -48,7 +49,11 @@ class SelfTrainingLocalUpdate(LocalUpdate):
         """Labels (int64, one per image of the data set) by `net`; IGNORED where not confident."""
         net.eval()
         with torch.no_grad():
-            batches = self.dataset.evaluation_batches(self.indices, self.args.batch_size, device)
+            batches = self.dataset.evaluation_batches(
+                self.indices,
+                evaluation_batch_size(self.args.batch_size, self.dataset.image_size, device),
+                device,
+            )
             batches = self.until_stopped(batches)
             probabilities = torch.cat([softmax(net(images)[1], dim=1) for images in batches])
         net.train()

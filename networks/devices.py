@@ -1,6 +1,6 @@
-"""Where clients train: the devices that exist, and one network on each."""
+"""Where clients train: the devices that exist, their precision, and what fits into them."""
 
-import time
+import re
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 
@@ -8,82 +8,16 @@ import torch
 
 from networks.models import Network
 from utils.errors import UserError
-from utils.tensors import copy_weights, net_device, set_tensors
 
-COMPILES = ("auto", "off", "on", "graphs")
-PAYS_FROM_STEPS = 10_000  # compiling takes minutes and saves milliseconds a step
-VARIANTS = 64  # programs kept: device x batch size x mode x BatchNorm momentum
-WARM_UP_STEPS = 3  # CUDA graphs are captured at the second
-
-
-def compile_networks(
-    networks: Sequence[Network],
-    args: Namespace,
-    images: int,
-    image_size: int,
-    say: Callable[[str], None],
-) -> None:
-    """Compile the backbones as `--compile` asks, for a run over `images` training images.
-
-    What does not compile trains as it is, and `say` is told why. Raises `UserError` for CUDA graphs
-    on several devices: they belong to the thread that captured them.
-    """
-    steps = args.rounds * args.local_ep * images // args.batch_size
-    chosen = choose_compile(args.compile, [net_device(net) for net in networks], steps)
-    if chosen == "off":
-        return
-    started = time.perf_counter()
-    options = {"deterministic": bool(args.deterministic), "triton.cudagraphs": chosen == "graphs"}
-    torch._dynamo.config.recompile_limit = VARIANTS
-    device = net_device(networks[0])
-    sizes = (args.batch_size, evaluation_batch_size(args.batch_size, image_size, device))
-    try:
-        for net in networks:
-            net.compile_backbone(sizes, options=options)
-            _warm_up(net, sizes, image_size)
-    except Exception as error:  # a compiler fails in many ways, and none is a reason to stop
-        for net in networks:
-            net.compile_backbone(())
-        say(f"--compile {chosen}: training uncompiled ({_reason(error)})")
-    else:
-        say(f"compiled the backbone in {time.perf_counter() - started:.0f} s")
-
-
-def choose_compile(compile: str, devices: Sequence[torch.device], steps: int) -> str:
-    """ "off", "on" or "graphs": what `--compile` means for a run of `steps` on these devices."""
-    on_gpu = all(device.type == "cuda" for device in devices)
-    if compile == "graphs" and (not on_gpu or len(devices) > 1):
-        raise UserError("--compile graphs: works on one GPU; use --compile on, or --gpu 0")
-    if compile == "auto":
-        return "on" if on_gpu and steps >= PAYS_FROM_STEPS else "off"
-    return compile
-
-
-def _warm_up(net: Network, sizes: tuple[int, int], image_size: int) -> None:
-    """Steps of student, teacher and evaluation that leave `net` as it was."""
-    weights = copy_weights(net)
-    training, evaluation = (
-        torch.zeros(size, 3, image_size, image_size, device=net_device(net)).contiguous(
-            memory_format=torch.channels_last
-        )
-        for size in sizes
-    )
-    teacher = net.twin().train()
-    for _ in range(WARM_UP_STEPS):
-        activations = net.train().pooled(training)
-        with torch.no_grad():
-            teacher.pooled(training)
-        activations.sum().backward()
-        net.zero_grad()
-    with torch.no_grad():
-        net.eval().pooled(evaluation)
-    set_tensors(net.state_dict(), weights)
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
-
-
+DEFAULT_GPU = "0,1"
+# How PyTorch, the driver, cuDNN and cuBLAS word that memory ran out, on either side.
+HOST_FULL = re.compile(r"DefaultCPUAllocator|HOST_ALLOCATION_FAILED|[Pp]inned|cudaHostAlloc")
+GPU_FULL = re.compile(r"out of memory|_ALLOC_FAILED|ALLOCATION_FAILED")
+# Of a training pass of DenseNet121 in bf16, per pixel and image: 3.2 GB for 48 of 224 pixels.
+ACTIVATION_BYTES = 3.2e9 / (48 * 224**2)
+# Of a training pass of DenseNet121 on one core: 180 ms for an image of 224 pixels.
+CPU_SECONDS_PER_PIXEL = 0.18 / 224**2
+PATIENT_HOURS = 48
 PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 TENSOR_CORES = (8, 0)  # the compute capability from which a GPU has TF32 and bf16
 
@@ -92,7 +26,9 @@ def choose_devices(gpu: str, say: Callable[[str], None]) -> list[torch.device]:
     """The devices that `--gpu` asks for and this machine has; `say` hears of a fallback.
 
     "0,1" asks for CUDA devices by number, "cpu" for the processor; repeating "cpu" trains
-    several clients side by side on it. Raises `UserError` for anything else.
+    several clients side by side on it. Devices that are not there are passed over where
+    `DEFAULT_GPU` asks for them. Raises `UserError` for anything else, and for a device that the
+    installed PyTorch has no kernels for.
     """
     wanted = [part.strip() for part in gpu.split(",") if part.strip()]
     if wanted and all(part == "cpu" for part in wanted):
@@ -100,11 +36,55 @@ def choose_devices(gpu: str, say: Callable[[str], None]) -> list[torch.device]:
     if not wanted or not all(part.isdecimal() for part in wanted):
         raise UserError(f"--gpu {gpu!r}: give device numbers like 0,1 or the word cpu")
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    devices = [torch.device("cuda", int(part)) for part in wanted if int(part) < available]
+    missing = [part for part in wanted if int(part) >= available]
+    if missing and gpu != DEFAULT_GPU:
+        raise UserError(
+            f"--gpu {gpu}: there is no device {missing[0]}, this machine has {available}; name "
+            "those that are there, or cpu"
+        )
+    devices = [torch.device("cuda", int(part)) for part in wanted if part not in missing]
+    for device in devices:
+        _refuse_without_kernels(device)
     if not devices:
         say(f"no CUDA device among --gpu {gpu}: using the CPU")
         return [torch.device("cpu")]
     return devices
+
+
+def refuse_endless_run(
+    args: Namespace, devices: Sequence[torch.device], images: int, image_size: int
+) -> None:
+    """Raise `UserError` where a GPU was meant, there is none, and a processor would take days."""
+    if devices[0].type == "cuda" or args.gpu != DEFAULT_GPU:
+        return
+    passes = args.rounds * args.local_ep * images
+    hours = passes * image_size**2 * CPU_SECONDS_PER_PIXEL / 3600
+    if hours > PATIENT_HOURS:
+        raise UserError(
+            f"no GPU here: {args.rounds} rounds of {images} images of {image_size} pixels would "
+            f"take about {hours / 24:.0f} days on a processor; give --gpu cpu to begin all the same"
+        )
+
+
+def _refuse_without_kernels(device: torch.device) -> None:
+    """A wheel has machine code for some architectures and runs it on later ones of the same major
+    version; portable code (PTX) is compiled for whatever is later than it."""
+    built = torch.cuda.get_arch_list()  # sm_90 has machine code, compute_90 portable code
+    capability = torch.cuda.get_device_capability(device)
+    versions = [
+        (kind, *divmod(int(re.sub(r"\D", "", number)), 10))
+        for kind, number in (name.split("_") for name in built)
+    ]
+    runs = [
+        (major, minor) <= capability and (kind == "compute" or major == capability[0])
+        for kind, major, minor in versions
+    ]
+    if built and not any(runs):
+        raise UserError(
+            f"--gpu {device.index}: {torch.cuda.get_device_name(device)} has compute capability "
+            f"{capability[0]}.{capability[1]}, and this PyTorch was built for {' '.join(built)}; "
+            "install a build of PyTorch for it, or use --gpu cpu"
+        )
 
 
 def set_deterministic(deterministic: bool) -> None:
@@ -152,8 +132,9 @@ def memory_shortage(error: Exception, args: Namespace) -> str | None:
 
     Nothing is changed behind the user's back: another batch size is another experiment.
     """
-    on_host = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
-    if not on_host and not isinstance(error, torch.OutOfMemoryError):
+    on_host = isinstance(error, MemoryError) or HOST_FULL.search(str(error)) is not None
+    on_gpu = isinstance(error, torch.OutOfMemoryError) or GPU_FULL.search(str(error)) is not None
+    if not on_host and not (on_gpu and isinstance(error, RuntimeError)):
         return None
     where, smaller = "main memory", ""
     if not on_host:
@@ -172,3 +153,10 @@ def evaluation_batch_size(batch_size: int, image_size: int, device: torch.device
     if device.type == "cpu":
         return max(4, CPU_BATCH_PIXELS // image_size**2)
     return 4 * batch_size
+
+
+def activation_bytes(args: Namespace, image_size: int, devices: Sequence[torch.device]) -> int:
+    """About what a training step needs on a GPU beside weights, images and clients' states."""
+    size = 1 if choose_precision(args.precision, devices) == "bf16" else 2
+    views = max(2, args.labeled_views)  # an unlabelled step holds the student's and the teacher's
+    return int(ACTIVATION_BYTES * args.batch_size * image_size**2 * size * views)

@@ -1,7 +1,7 @@
 """The networks that clients train: what all have alike, and DenseNet121."""
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from networks.densenet import (
 )
 from utils.errors import UserError
 
+BATCHNORM_MOMENTUM = 0.1  # PyTorch's own
 MODES = ("U-Ones", "U-Zeros", "U-MultiClass")
 ATTENTIONS = ("none", "self")
 
@@ -52,9 +53,23 @@ class Network(nn.Module):
         self.dropout = SeededDropout(drop_rate)
         self.autocast_dtype: torch.dtype | None = None
         self._compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
-        self._compiled_sizes: frozenset[int] = frozenset()
+        self._compiled_sizes: tuple[int, ...] = ()  # of batches in eval and in train mode
         self._compile_options: dict = {}
         self._twin: list[Network] = []  # in a list: a submodule would enter the state dict
+
+    @property
+    def batchnorm_momentum(self) -> float | None:
+        """The share of a batch in BatchNorm's running statistics, one for all its layers; None
+        where there are none."""
+        return next((module.momentum for module in self._batchnorms()), None)
+
+    @batchnorm_momentum.setter
+    def batchnorm_momentum(self, momentum: float | None) -> None:
+        for module in self._batchnorms():
+            module.momentum = momentum
+
+    def _batchnorms(self) -> Iterator[nn.Module]:
+        return (module for module in self.modules() if isinstance(module, nn.BatchNorm2d))
 
     def load_imagenet(self) -> None:
         """Load published weights of the backbone; `UserError` where there are none."""
@@ -67,21 +82,23 @@ class Network(nn.Module):
         """
         if not self._twin:
             twin = copy.deepcopy(self, {id(self.dropout): self.dropout}).requires_grad_(False)
-            twin.compile_backbone(self._compiled_sizes, **self._compile_options)
+            twin.compile_backbone(*self._compiled_sizes, **self._compile_options)
             self._twin.append(twin)
         return self._twin[0]
 
-    def compile_backbone(self, batch_sizes: Collection[int], **options) -> None:
-        """Compile the backbone for batches of these sizes; others run as they are.
+    def compile_backbone(self, *batch_sizes: int, **options) -> None:
+        """Compile the backbone for batches of two sizes, in eval and in train mode.
 
-        `options` go to `torch.compile`; the work is done at the first batch of each size and mode.
-        No sizes take it back.
+        Batches of other sizes run as they are.
+
+        `options` go to `torch.compile`; the work is done at the first batch of each mode. No sizes
+        take it back.
         """
-        self._compiled_sizes, self._compile_options = frozenset(batch_sizes), options
+        self._compiled_sizes, self._compile_options = batch_sizes, options
         compiled = torch.compile(self._pool, dynamic=False, **options) if batch_sizes else None
         self._compiled = compiled
         for twin in self._twin:
-            twin.compile_backbone(batch_sizes, **options)
+            twin.compile_backbone(*batch_sizes, **options)
 
     def _pool(self, inputs: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
@@ -92,8 +109,8 @@ class Network(nn.Module):
 
     def pooled(self, inputs: torch.Tensor) -> torch.Tensor:
         """inputs (B, ...) -> features in float32, before dropout; compiled where prepared."""
-        run = self._compiled if len(inputs) in self._compiled_sizes else self._pool
-        return run(inputs)
+        prepared = self._compiled and len(inputs) == self._compiled_sizes[self.training]
+        return self._compiled(inputs) if prepared else self._pool(inputs)
 
     def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """inputs (B, ...) -> features, and outputs (B, C) or, for voxels, (B, C, D, H, W)."""

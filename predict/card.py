@@ -11,6 +11,7 @@ import pandas as pd
 
 from dataloaders.dataset import ImageDataset
 from dataloaders.split import read_split
+from networks.devices import evaluation_batch_size
 from networks.models import Network
 from networks.saved import load_model
 from predict.gradcam import draw_gradcam
@@ -19,6 +20,7 @@ from utils.files import write_text
 from utils.metrics.evaluation import Evaluation, evaluation_tables, print_tables
 from utils.metrics.predictions import Predictions
 from utils.report.page import write_report
+from utils.tensors import net_device
 
 HISTORY_FILES = ("metrics.csv", "matrices.csv")
 
@@ -44,7 +46,8 @@ def report_run(
 ) -> None:
     """`report_network` at the end of a run, whose last weights are in `checkpoint` and in `net`."""
     facts = describe_model(checkpoint, load_model(checkpoint)[1]) | describe_run(folder)
-    predictions = predict_set(net, test, args.batch_size)
+    batch_size = evaluation_batch_size(args.batch_size, test.image_size, net_device(net))
+    predictions = predict_set(net, test, batch_size)
     evaluation = report_network(folder, net, test, predictions, facts, args.threshold)
     print_tables(evaluation_tables(evaluation))
 

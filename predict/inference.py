@@ -6,11 +6,11 @@ import numpy as np
 import torch
 
 from dataloaders.dataset import ImageDataset
-from networks.models import Network
+from networks.models import BATCHNORM_MOMENTUM, Network
 from utils.errors import UserError
 from utils.metrics.predictions import Predictions
 from utils.tensors import net_device
-from utils.workers import cancelling_pool
+from utils.workers import shared_out
 
 PROBED = 4  # images that tell whether a network works at all
 
@@ -26,6 +26,7 @@ def predict(
     if indices is None:
         indices = torch.arange(len(dataset))
     net.eval()
+    net.batchnorm_momentum = BATCHNORM_MOMENTUM  # unused here, but a compiled program depends on it
     with torch.no_grad():
         batches = dataset.evaluation_batches(indices, batch_size, net_device(net))
         logits = torch.cat([net(images)[1] for images in batches])
@@ -68,8 +69,7 @@ def predict_on_all(
     def work(net: Network, part: torch.Tensor) -> np.ndarray:
         return predict(net, dataset, batch_size, part)
 
-    with cancelling_pool(len(parts)) as pool:
-        return np.concatenate(list(pool.map(work, networks, parts)))
+    return np.concatenate(list(shared_out(work, networks, parts)))
 
 
 def predict_set(net: Network, images: ImageDataset, batch_size: int) -> Predictions:
@@ -77,7 +77,7 @@ def predict_set(net: Network, images: ImageDataset, batch_size: int) -> Predicti
     return Predictions(
         images.names,
         images.labels.numpy(),
-        predict(net, images, batch_size),
+        predict_on_all([net], images, batch_size),
         images.class_names,
         None if images.groups is None else np.array(images.groups),
         images.group_column,

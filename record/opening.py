@@ -3,9 +3,11 @@
 import json
 import os
 import platform
+import re
 import subprocess
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +18,8 @@ from options import FREE_ON_RESUME, build_parser, check_options, explicit_flags
 from utils.errors import UserError
 from utils.files import FolderLock
 
+ARGS_FILE = "args.json"
+ENV_FILE = "env.json"
 PACKAGES = (
     "torch",
     "torchvision",
@@ -39,9 +43,32 @@ def describe_environment(devices: Sequence[torch.device]) -> dict:
         "packages": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),
         "devices": [_device_name(device) for device in devices],
+        **(_gpu_environment() if any(device.type == "cuda" for device in devices) else {}),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _gpu_environment() -> dict:
+    """What of the driver and of CUDA's libraries decides how a GPU computes."""
+    driver = None
+    with suppress(OSError):
+        found = re.search(r"\d+\.\d+[.\d]*", Path("/proc/driver/nvidia/version").read_text())
+        driver = found and found[0]
+    return {
+        "driver": driver,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "architectures": torch.cuda.get_arch_list(),
+    }
+
+
+def read_precision(folder: Path) -> str | None:
+    """The precision that env.json of a run's folder tells; None where it tells none."""
+    try:
+        return json.loads((folder / ENV_FILE).read_text()).get("precision")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _version(package: str) -> str | None:
@@ -68,9 +95,6 @@ def _commit() -> str | None:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-
-
-ARGS_FILE = "args.json"
 
 
 def open_folder(

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from dataloaders.federated import FederatedData
 from dataloaders.split import save_split
 from local_update import ClientUpdate, LocalUpdate, Task
-from networks.devices import choose_precision
+from networks.devices import activation_bytes, choose_precision
 from networks.models import Network
 from networks.saved import architecture, model_bytes, model_content
 from predict.inference import gives_finite_output
@@ -22,12 +22,14 @@ from record.guard import ClientGuard
 from record.held_updates import HeldUpdates
 from record.opening import (
     ARGS_FILE,
+    ENV_FILE,
     describe_environment,
     differences,
     is_run,
     lasting_flags,
     open_folder,
     plain_args,
+    read_precision,
 )
 from record.rounds import RoundMatrices, matrices_rows, round_row
 from record.state import (
@@ -59,6 +61,7 @@ class Run:
         self.history: list[dict] = []
         self.matrices: list[RoundMatrices] = []
         self.identity: dict[str, str] = {}
+        self.environment: dict = {}
         self.store = ClientStore(folder / "checkpoints" / "clients", args.client_state)
         self.states = StateFiles(folder / "checkpoints", self.store, args.keep_rounds)
         self.server: Server | None = None  # from `restore` on
@@ -146,7 +149,11 @@ class Run:
         self.model_bytes = model_bytes(networks[0])
         self._refuse_small_disk(clients, networks[0])
         state_bytes = sum(client.remembered_copies for client in clients) * model_bytes(networks[0])
-        self.store.placement = choose_placement(self.args.client_state, state_bytes, devices)
+        size = data.test.image_size
+        reserved = activation_bytes(self.args, size, devices)
+        self.store.placement = choose_placement(
+            self.args.client_state, state_bytes, devices, reserved
+        )
         if not is_run(self.folder) and data.split is not None:
             save_split(
                 self.folder / "split.json",
@@ -158,8 +165,9 @@ class Run:
             )
         _write_json(self.folder / ARGS_FILE, plain_args(self.args))
         precision = choose_precision(self.args.precision, devices)
-        environment = describe_environment(devices) | {"precision": precision}
-        _write_json(self.folder / "env.json", environment)
+        self.environment = describe_environment(devices) | {"precision": precision}
+        self._refuse_other_precision(precision)
+        _write_json(self.folder / ENV_FILE, self.environment)
         first_lines = (
             log_lines.namespace_line(self.args),
             log_lines.training_size_line(data.num_training),
@@ -170,6 +178,21 @@ class Run:
         if self.history:
             # A kill may have fallen between the state of a round and the tables made from it.
             self._write_tables(data.class_names)
+
+    def compiled(self, mode: str) -> None:
+        """Note in env.json how the backbones are run: "off", "on" or "graphs"."""
+        self.environment["compile"] = mode
+        _write_json(self.folder / ENV_FILE, self.environment)
+
+    def _refuse_other_precision(self, precision: str) -> None:
+        """Going on in another precision makes another run of it: that must be asked for."""
+        before = read_precision(self.folder) if self.history else None
+        if before is None or before == precision:
+            return
+        change = f"{self.folder}: trained in {before} until now, from here on in {precision}"
+        if self.args.precision == "auto":
+            raise UserError(f"{change}; say so with --precision {precision}, or keep {before}")
+        self.say(change)
 
     def _refuse_small_disk(self, clients: Sequence[LocalUpdate], net: Network) -> None:
         """The last rounds' states stay while the next one's is written: room for one more."""

@@ -117,13 +117,18 @@ class ClientStore:
             self._free_places.release()
 
 
-def choose_placement(placement: str, state_bytes: int, devices: Sequence[torch.device]) -> str:
-    """`placement`, with "auto" settled by what fits: the device, else the host, else the disk."""
+def choose_placement(
+    placement: str, state_bytes: int, devices: Sequence[torch.device], reserved: int = 0
+) -> str:
+    """`placement`, with "auto" settled by what fits: the device, else the host, else the disk.
+
+    reserved: bytes of each device that training itself will need.
+    """
     if placement != "auto":
         return placement
     if all(device.type == "cuda" for device in devices):
         free = min(torch.cuda.mem_get_info(device)[0] for device in devices)
-        if state_bytes / len(devices) < MEMORY_SHARE * free:
+        if state_bytes / len(devices) < min(MEMORY_SHARE * free, free - reserved):
             return "device"
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return "host" if state_bytes < MEMORY_SHARE * memory else "disk"

@@ -1,18 +1,21 @@
-"""Threads that do not outlive the block that wanted their work."""
+"""Processes and threads for work side by side, and how they end."""
 
 import ctypes
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from PIL import Image
@@ -204,3 +207,67 @@ def cancelling_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+# The lasting thread of each owner, for as long as the owner lives.
+_threads: WeakKeyDictionary[Any, ThreadPoolExecutor] = WeakKeyDictionary()
+
+
+def on_each(function: Callable[[Any], object], owners: Sequence) -> list:
+    """function(owner) for each, side by side, each in the owner's thread as `shared_out` has it."""
+    if len(owners) == 1 and owners[0] not in _threads:
+        return [function(owners[0])]
+    begun = [_thread_of(owner).submit(function, owner) for owner in owners]
+    wait_for(begun)
+    return [work.result() for work in begun]
+
+
+def shared_out(
+    function: Callable[[Any, Any], object],
+    owners: Sequence,
+    items: Iterable,
+    stop: Callable[[], None] = lambda: None,
+) -> Iterator:
+    """function(owner, item) for each item, on the next free owner; results in the items' order.
+
+    Several owners work each in a thread of its own, the same one for as long as the owner lives,
+    whatever it is given to do; a single one works in the caller's thread. Where an item fails, or
+    the caller closes the generator, `stop` is called, what has begun is waited for, and nothing
+    more is begun.
+    """
+    if len(owners) == 1 and owners[0] not in _threads:
+        for item in items:
+            yield function(owners[0], item)
+        return
+    waiting = deque((Future(), item) for item in items)
+    results = deque(result for result, _ in waiting)  # neither holds what was yielded
+    stopped = threading.Event()
+
+    def work(owner: Any) -> None:
+        while not stopped.is_set():
+            try:
+                result, item = waiting.popleft()
+            except IndexError:  # nothing is left to do
+                return
+            try:
+                result.set_result(function(owner, item))
+            except BaseException as error:
+                result.set_exception(error)
+                return
+
+    working = [_thread_of(owner).submit(work, owner) for owner in owners]
+    try:
+        while results:
+            yield results.popleft().result()
+    except BaseException:
+        stopped.set()
+        stop()
+        raise
+    finally:
+        wait_for(working)
+
+
+def _thread_of(owner: Any) -> ThreadPoolExecutor:
+    if owner not in _threads:
+        _threads[owner] = ThreadPoolExecutor(1, "network")
+    return _threads[owner]

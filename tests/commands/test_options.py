@@ -270,3 +270,9 @@ def test_flags_that_may_change_when_a_run_goes_on():
     )
     changed = differences({"seed": 1, "batch_size": 48, "mc_passes": 3}, before)
     assert changed == "--seed 1 (was 1337), --mc_passes 3 (was 11)"
+
+
+def test_a_client_on_flower_is_not_compiled():
+    for engine in ("flower", "sites"):
+        with pytest.raises(UserError, match=f"--compile on: clients of --engine {engine} train"):
+            args_parser(["--preset", "demo", "--engine", engine, "--compile", "on"])

@@ -14,7 +14,7 @@ from confuse_matrix import RelationMatrix
 from dataloaders.split import Split
 from federation import METHODS, clients_taking_part
 from local_update import ClientUpdate
-from networks.devices import choose_devices
+from networks.devices import choose_devices, refuse_endless_run
 from networks.saved import NETWORKS
 from options import args_parser
 from record.rounds import RoundMatrices, round_row
@@ -130,10 +130,35 @@ def test_devices(monkeypatch):
     assert len(said) == 1
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert choose_devices("1,0,7", said.append) == [torch.device("cuda:1"), torch.device("cuda:0")]
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90", "compute_90"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla P100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert choose_devices("1,0", said.append) == [torch.device("cuda:1"), torch.device("cuda:0")]
+    with pytest.raises(UserError, match="--gpu 1,0,7: there is no device 7, this machine has 2"):
+        choose_devices("1,0,7", said.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert choose_devices("0,1", said.append) == [torch.device("cuda:0")]  # the flag's own default
+    for capability, runs in (((8, 6), True), ((12, 0), True), ((7, 5), False), ((6, 0), False)):
+        monkeypatch.setattr(
+            torch.cuda, "get_device_capability", lambda device, found=capability: found
+        )
+        if runs:
+            assert choose_devices("0", said.append) == [torch.device("cuda:0")]
+        else:
+            with pytest.raises(UserError, match="Tesla P100 has compute .* built for sm_80"):
+                choose_devices("0", said.append)
     for wrong in ("", "gpu", "0,cpu", "-1", "cuda:0"):
         with pytest.raises(UserError, match="--gpu"):
             choose_devices(wrong, said.append)
+
+
+def test_a_run_meant_for_a_gpu_does_not_begin_by_itself_where_it_would_take_days():
+    paper, cpu = options("--preset", "paper"), [torch.device("cpu")]
+    with pytest.raises(UserError, match="no GPU here: 100 rounds of 17503 .* 4 days .*--gpu cpu"):
+        refuse_endless_run(paper, cpu, 17_503, 224)
+    refuse_endless_run(paper, [torch.device("cuda", 0)], 17_503, 224)
+    refuse_endless_run(paper, cpu, 1_750, 224)
+    refuse_endless_run(options("--preset", "paper", "--gpu", "cpu"), cpu, 17_503, 224)
 
 
 class Network:

@@ -184,6 +184,8 @@ def test_auto_takes_memory_while_it_lasts(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device], 9 * 10**9))
     assert choose_placement("auto", 19 * 10**8, gpus) == "device"
     assert choose_placement("auto", 21 * 10**8, gpus) == "host"
+    assert choose_placement("auto", 10**8, gpus, reserved=39 * 10**8) == "device"
+    assert choose_placement("auto", 10**8, gpus, reserved=4 * 10**9) == "host"
 
 
 # ---- updates

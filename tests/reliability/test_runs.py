@@ -386,6 +386,13 @@ def test_a_signal_stops_within_a_step(
     ("error", "where"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "the GPU's memory"),
+        (torch.AcceleratorError("CUDA error: out of memory"), "the GPU's memory"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "the GPU's memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "the GPU's memory"),
+        (
+            RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"),
+            "main memory",
+        ),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "main memory"),
         (MemoryError(), "main memory"),
     ],
@@ -414,3 +421,17 @@ def test_other_errors_keep_their_traceback(train, phantom_folder, tmp_path, monk
     monkeypatch.setattr(UnsupervisedLocalUpdate, "losses", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(*SMALL, *phantom_folder.flags(), "--run_dir", tmp_path / "run")
+
+
+def test_another_precision_must_be_asked_for(train, phantom_folder, tmp_path):
+    """The folder says that it was trained in bf16; this processor computes in fp32."""
+    run_dir = tmp_path / "run"
+    flags = [*SMALL, *phantom_folder.flags(), "--rounds", 2, "--run_dir", run_dir]
+    assert train(*flags, "--keep_state", 1).status == 0
+    environment = json.loads((run_dir / "env.json").read_text())
+    assert environment["precision"] == "fp32" and environment["compile"] == "off"
+    (run_dir / "env.json").write_text(json.dumps(environment | {"precision": "bf16"}))
+    words = refused(train("--resume", run_dir, "--rounds", 3))
+    assert "trained in bf16 until now, from here on in fp32; say so with --precision fp32" in words
+    assert train("--resume", run_dir, "--rounds", 3, "--precision", "fp32").status == 0
+    assert "trained in bf16 until now" in (run_dir / "log.txt").read_text()

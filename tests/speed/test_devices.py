@@ -1,5 +1,6 @@
 """Precision, twin, compilation, evaluation on several devices: what must not change numbers."""
 
+import threading
 from argparse import Namespace
 
 import numpy as np
@@ -7,20 +8,20 @@ import pytest
 import torch
 from torch import nn
 
-from networks import devices as compilation
+from local_supervised import SupervisedLocalUpdate
+from local_unsupervised import UnsupervisedLocalUpdate
+from methods.self_training import SelfTrainingLocalUpdate
+from networks import compilation
+from networks.compilation import choose_compile, compile_networks
 from networks.densenet import NUM_FEATURES
-from networks.devices import (
-    choose_compile,
-    choose_precision,
-    compile_networks,
-    evaluation_batch_size,
-    set_precision,
-)
+from networks.devices import choose_precision, evaluation_batch_size, set_precision
 from networks.models import DenseNet121
-from predict.inference import predict, predict_on_all
-from tests.helpers.small_clients import CPU, assert_identical, make_dataset, make_network
+from predict.inference import predict, predict_on_all, predict_set
+from tasks.classification import Classification
+from tests.helpers.small_clients import CPU, assert_identical, make_args, make_dataset, make_network
 from utils.errors import UserError
 from utils.tensors import copy_weights
+from utils.workers import shared_out
 
 CUDA = [torch.device("cuda", 0), torch.device("cuda", 1)]
 
@@ -128,16 +129,25 @@ def compile_flags(**changes) -> Namespace:
     return Namespace(**flags | changes)
 
 
+class Programs(list):
+    """Batch sizes of the programs that were made; `threads`: where each was made."""
+
+    def __init__(self):
+        super().__init__()
+        self.threads: list[threading.Thread] = []
+
+
 @pytest.fixture
 def traced(monkeypatch):
     """Networks are traced but not compiled; counts the programs by their batch size."""
-    programs, real_compile = [], torch.compile
+    programs, real_compile = Programs(), torch.compile
 
     def compiler(function, dynamic, options):
         assert dynamic is False
 
         def backend(graph, inputs):
             programs.extend(len(value) for value in inputs if value.shape[1:] == (3, 32, 32))
+            programs.threads.append(threading.current_thread())
             return graph.forward
 
         return real_compile(function, backend=backend, dynamic=dynamic)
@@ -153,7 +163,7 @@ def test_compiled_numbers_are_the_plain_ones(traced):
     net, said = tiny_network(), []
     plain = tiny_network()
     before = copy_weights(net)
-    compile_networks([net], compile_flags(), 100, 32, said.append)
+    assert compile_networks([net], compile_flags(), 100, 32, {0.1}, said.append) == "on"
     assert sorted(traced) == [4, 4, 6] and "compiled the backbone" in said[0]
     assert_identical(copy_weights(net), before)
     assert all(parameter.grad is None for parameter in net.parameters())
@@ -168,9 +178,41 @@ def test_compiled_numbers_are_the_plain_ones(traced):
         torch.testing.assert_close(net.twin().train().pooled(batches[0]), net.pooled(batches[0]))
 
 
+@pytest.mark.parametrize("devices", [1, 3])
+@pytest.mark.parametrize(("preset", "momentums"), [("paper", 1), ("official", 2)])
+def test_every_program_is_made_in_the_warm_up_by_the_thread_that_runs_it(
+    traced, devices, preset, momentums
+):
+    """The student's for each momentum, the teacher's and the evaluation's; none later."""
+    networks, dataset, said = [tiny_network() for _ in range(devices)], make_dataset(), []
+    clients = [
+        trainer(make_args(preset), dataset, torch.arange(8), number, Classification())
+        for trainer in (SupervisedLocalUpdate, UnsupervisedLocalUpdate, SelfTrainingLocalUpdate)
+        for number in range(devices)
+    ]
+    used = {client.batchnorm_momentum() for client in clients}
+    args = make_args(preset, "--compile", "on")
+    assert compile_networks(networks, args, 16, 32, used, said.append) == "on"
+    made = devices * (momentums + 2)
+    assert len(traced) == made
+    weights = copy_weights(networks[0])
+    for round in (30, 31):
+        work = shared_out(
+            lambda net, client, round=round: client.train(net, weights, round, {}),
+            networks,
+            clients,
+        )
+        assert len(list(work)) == 3 * devices
+    predict_on_all(networks, dataset, 6)
+    predict_set(networks[0], dataset, 6)
+    assert len(traced) == made
+    assert len(set(traced.threads)) == devices
+    assert (threading.main_thread() in traced.threads) == (devices == 1)
+
+
 def test_the_twin_runs_its_own_weights(traced):
     net = tiny_network()
-    net.compile_backbone([4], options={})
+    net.compile_backbone(6, 4, options={})
     twin, images = net.twin().train(), torch.randn(4, 3, 32, 32)
     with torch.no_grad():
         twin.densenet121.features[1].bias += 1
@@ -186,10 +228,10 @@ def test_what_does_not_compile_trains_as_it_is(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", broken)
     net, said = tiny_network(), []
-    compile_networks([net], compile_flags(), 100, 32, said.append)
+    assert compile_networks([net], compile_flags(), 100, 32, {0.1}, said.append) == "off"
     assert said == ["--compile on: training uncompiled (RuntimeError: no compiler here)"]
     assert net.pooled(torch.randn(4, 3, 32, 32)).shape == (4, NUM_FEATURES)
-    compile_networks([net], compile_flags(compile="off"), 100, 32, said.append)
+    compile_networks([net], compile_flags(compile="off"), 100, 32, {0.1}, said.append)
     assert len(said) == 1
 
 
