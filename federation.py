@@ -126,3 +126,12 @@ def build_clients(args: Namespace, data: FederatedData) -> list[LocalUpdate]:
         )
         for client in clients_taking_part(args, data.split)
     ]
+
+
+def passes_by_momentum(clients: Sequence[LocalUpdate]) -> dict[float, int]:
+    """For each momentum that BatchNorm has at a client: how many passes a step makes with it."""
+    passes: dict[float, int] = {}
+    for client in clients:
+        momentum = client.batchnorm_momentum()
+        passes[momentum] = max(client.student_passes, passes.get(momentum, 0))
+    return passes

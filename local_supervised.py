@@ -14,6 +14,11 @@ class SupervisedLocalUpdate(LocalUpdate):
 
     labeled = True
 
+    @property
+    def student_passes(self) -> int:
+        """One for each augmented view."""
+        return self.args.labeled_views
+
     def train(
         self,
         net: Network,

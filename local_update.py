@@ -94,6 +94,7 @@ class LocalUpdate:
 
     remembered_copies = 2  # of the network's parameters, in the state: Adam's two moments
     labeled = False  # whether it trains on labels
+    student_passes = 1  # forward passes of a step before its backward pass
 
     def __init__(
         self,

@@ -529,8 +529,8 @@ def _running(parser: argparse.ArgumentParser) -> None:
         "--compile",
         choices=COMPILES,
         default="auto",
-        help="compile the backbone, and replay it as CUDA graphs; auto: compile for long runs on "
-        "GPUs; bits then differ from those of an uncompiled run",
+        help="graphs: record the backbone's passes once and replay them, the same bits in fewer "
+        "launches; on: compile it, other bits; auto: graphs on one GPU, on in long runs on several",
     )
     group.add_argument(
         "--client_state",

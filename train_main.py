@@ -18,6 +18,7 @@ from federation import (
     build_networks,
     build_server,
     first_weights,
+    passes_by_momentum,
     prepare,
     start,
 )
@@ -69,9 +70,8 @@ def train(run: Run) -> None:
     clients = build_clients(args, data)
     weights, shared = first_weights(args, progress, networks[0]), progress.shared
     run.begin(data, clients, networks, devices, task)
-    momentums = {client.batchnorm_momentum() for client in clients}
-    size = data.train.image_size
-    run.compiled(compile_networks(networks, args, len(data.train), size, momentums, run.say))
+    size, passes = data.train.image_size, passes_by_momentum(clients)
+    run.compiled(compile_networks(networks, args, len(data.train), size, passes, run.say))
 
     for round in range(progress.next_round, args.rounds):
         # 1. Broadcast: the global weights and what the server shares go to who takes part.

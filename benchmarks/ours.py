@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, softmax
 
 from benchmarks.measure import Clock
 from dataloaders.dataset import batch_bounds
-from federation import build_clients, build_networks, build_server, prepare
+from federation import build_clients, build_networks, build_server, passes_by_momentum, prepare
 from networks.compilation import choose_compile, compile_networks, training_steps
 from networks.devices import choose_devices
 from networks.models import DenseNet121
@@ -114,10 +114,10 @@ class Ours:
         self.server = build_server(self.args)
         self.run.restore(self.data, self.server)
         self.run.begin(self.data, self.clients, self.networks, self.devices, TASKS[self.args.task])
-        momentums = {client.batchnorm_momentum() for client in self.clients}
         size, images = self.data.train.image_size, len(self.data.train)
+        passes = passes_by_momentum(self.clients)
         with redirect_stdout(sys.stderr):
-            compile_networks(self.networks, self.args, images, size, momentums, print)
+            compile_networks(self.networks, self.args, images, size, passes, print)
         self.weights, self.shared, self.round = copy_weights(self.networks[0]), {}, 0
 
     def train(self) -> Timing:

@@ -1,7 +1,7 @@
 """The networks that clients train: what all have alike, and DenseNet121."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from networks.densenet import (
     find_imagenet_weights,
     load_imagenet_weights,
 )
+from networks.recorded import RecordedPasses
 from utils.errors import UserError
 
 BATCHNORM_MOMENTUM = 0.1  # PyTorch's own
@@ -42,8 +43,8 @@ class SeededDropout(nn.Module):
 class Network(nn.Module):
     """A backbone, one dropout and a head: what a trainer asks of the network it is given.
 
-    Children give `_pool` (inputs -> features in float32) and `classify`; the dropout between the
-    two is the only one, so that T stochastic passes share one run of the backbone.
+    Children give `plain_features` (inputs -> features in float32) and `classify`; the dropout
+    between the two is the only one, so that T stochastic passes share one run of the backbone.
     """
 
     def __init__(self, drop_rate: float):
@@ -55,6 +56,7 @@ class Network(nn.Module):
         self._compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._compiled_sizes: tuple[int, ...] = ()  # of batches in eval and in train mode
         self._compile_options: dict = {}
+        self._recorded: RecordedPasses | None = None
         self._twin: list[Network] = []  # in a list: a submodule would enter the state dict
 
     @property
@@ -95,12 +97,32 @@ class Network(nn.Module):
         take it back.
         """
         self._compiled_sizes, self._compile_options = batch_sizes, options
-        compiled = torch.compile(self._pool, dynamic=False, **options) if batch_sizes else None
+        compiled = (
+            torch.compile(self.plain_features, dynamic=False, **options) if batch_sizes else None
+        )
         self._compiled = compiled
         for twin in self._twin:
             twin.compile_backbone(*batch_sizes, **options)
 
-    def _pool(self, inputs: torch.Tensor) -> torch.Tensor:
+    def record_backbone(
+        self, training: torch.Tensor, evaluation: torch.Tensor, passes: Mapping[float, int]
+    ) -> None:
+        """Record the backbone's passes, and the twin's, on a GPU: see `RecordedPasses`.
+
+        Inputs of other shapes than these two samples run as they are. Weights and statistics are
+        changed by it.
+        """
+        twin = self.twin()
+        self._recorded = RecordedPasses(self, training, evaluation, passes)
+        twin._recorded = RecordedPasses(twin, training, None, {twin.batchnorm_momentum: 1})
+
+    def forget_recorded(self) -> None:
+        """Run every pass as it is again, and free the memory of what was recorded."""
+        for net in (self, *self._twin):
+            net._recorded = None
+
+    def plain_features(self, inputs: torch.Tensor) -> torch.Tensor:
+        """inputs (B, ...) -> features in float32, before dropout, kernel by kernel."""
         raise NotImplementedError
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
@@ -108,9 +130,12 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def pooled(self, inputs: torch.Tensor) -> torch.Tensor:
-        """inputs (B, ...) -> features in float32, before dropout; compiled where prepared."""
+        """inputs (B, ...) -> features in float32, before dropout; recorded or compiled where it was
+        prepared."""
+        if self._recorded and (recorded := self._recorded.find(self, inputs)):
+            return recorded(inputs)
         prepared = self._compiled and len(inputs) == self._compiled_sizes[self.training]
-        return self._compiled(inputs) if prepared else self._pool(inputs)
+        return self._compiled(inputs) if prepared else self.plain_features(inputs)
 
     def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """inputs (B, ...) -> features, and outputs (B, C) or, for voxels, (B, C, D, H, W)."""
@@ -155,7 +180,7 @@ class DenseNet121(Network):
         ):
             return self.attention(functional.relu(self.densenet121.features(images)))
 
-    def _pool(self, images: torch.Tensor) -> torch.Tensor:
+    def plain_features(self, images: torch.Tensor) -> torch.Tensor:
         """images (B, 3, H, W) -> activations (B, 1024) in float32, before dropout."""
         return self.feature_map(images).float().mean(dim=(2, 3))
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from federation import passes_by_momentum
 from local_supervised import SupervisedLocalUpdate
 from local_unsupervised import UnsupervisedLocalUpdate
 from methods.self_training import SelfTrainingLocalUpdate
@@ -116,6 +117,7 @@ def test_the_twin_is_apart_but_for_the_dropout():
 def test_when_compiling_pays():
     assert choose_compile("auto", [CPU], 10**6) == "off"
     assert choose_compile("auto", CUDA, 100) == "off"
+    assert choose_compile("auto", CUDA[:1], 100) == "graphs"
     assert choose_compile("auto", CUDA, 10**6) == "on"
     assert choose_compile("on", [CPU], 1) == "on"
     assert choose_compile("graphs", CUDA[:1], 1) == "graphs"
@@ -163,7 +165,7 @@ def test_compiled_numbers_are_the_plain_ones(traced):
     net, said = tiny_network(), []
     plain = tiny_network()
     before = copy_weights(net)
-    assert compile_networks([net], compile_flags(), 100, 32, {0.1}, said.append) == "on"
+    assert compile_networks([net], compile_flags(), 100, 32, {0.1: 1}, said.append) == "on"
     assert sorted(traced) == [4, 4, 6] and "compiled the backbone" in said[0]
     assert_identical(copy_weights(net), before)
     assert all(parameter.grad is None for parameter in net.parameters())
@@ -190,7 +192,7 @@ def test_every_program_is_made_in_the_warm_up_by_the_thread_that_runs_it(
         for trainer in (SupervisedLocalUpdate, UnsupervisedLocalUpdate, SelfTrainingLocalUpdate)
         for number in range(devices)
     ]
-    used = {client.batchnorm_momentum() for client in clients}
+    used = passes_by_momentum(clients)
     args = make_args(preset, "--compile", "on")
     assert compile_networks(networks, args, 16, 32, used, said.append) == "on"
     made = devices * (momentums + 2)
@@ -228,11 +230,85 @@ def test_what_does_not_compile_trains_as_it_is(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", broken)
     net, said = tiny_network(), []
-    assert compile_networks([net], compile_flags(), 100, 32, {0.1}, said.append) == "off"
+    assert compile_networks([net], compile_flags(), 100, 32, {0.1: 1}, said.append) == "off"
     assert said == ["--compile on: training uncompiled (RuntimeError: no compiler here)"]
     assert net.pooled(torch.randn(4, 3, 32, 32)).shape == (4, NUM_FEATURES)
-    compile_networks([net], compile_flags(compile="off"), 100, 32, {0.1}, said.append)
+    compile_networks([net], compile_flags(compile="off"), 100, 32, {0.1: 1}, said.append)
     assert len(said) == 1
+
+
+# ---- recorded passes
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Recording without a GPU: the modules themselves are called, and every call is noted."""
+    calls = []
+
+    def record(module, sample, allow_unused_input):
+        assert allow_unused_input
+        calls.append(("recorded", module.training, len(sample[0])))
+
+        def replay(inputs):
+            calls.append((module.training, len(inputs), module.net.batchnorm_momentum))
+            return module(inputs)
+
+        return replay
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    monkeypatch.setattr(compilation, "choose_compile", lambda *_: "graphs")
+    monkeypatch.setattr(compilation, "evaluation_batch_size", lambda *_: 6)
+    return calls
+
+
+def test_recorded_passes_are_used_where_they_fit_and_change_nothing(recorded):
+    net, plain, said = tiny_network(), tiny_network(), []
+    passes = {0.1: 2, 0.5: 1}
+    assert compile_networks([net], compile_flags(), 100, 32, passes, said.append) == "graphs"
+    assert recorded == [("recorded", True, 4)] * 3 + [("recorded", False, 6), ("recorded", True, 4)]
+    assert_identical(copy_weights(net), copy_weights(plain))
+    recorded.clear()
+    images = torch.randn(4, 3, 32, 32)
+
+    def student(momentum, *batches):
+        outputs = []
+        for one in (net, plain):
+            one.batchnorm_momentum = momentum
+            outputs.append([one.train().pooled(batch) for batch in batches])
+            sum(output.sum() for output in outputs[-1]).backward()
+            one.zero_grad()
+        assert_identical(*outputs)
+
+    student(0.1, images, images + 1)  # two views, each on a pass of its own
+    assert recorded == [(True, 4, 0.1)] * 2
+    student(0.1, images, images + 1, images)  # a third finds no free pass
+    assert len(recorded) == 4
+    student(0.5, images)
+    assert recorded[-1] == (True, 4, 0.5)
+    count = len(recorded)
+    student(0.3, images)  # a momentum that was not recorded
+    student(0.1, images[:3])  # a short last batch
+    net.eval().pooled(images)  # gradients in eval mode, as Grad-CAM wants them
+    with torch.no_grad():
+        net.pooled(images)
+        assert len(recorded) == count
+        net.pooled(torch.randn(6, 3, 32, 32))
+        net.twin().train().pooled(images)
+    assert [call[:2] for call in recorded[count:]] == [(False, 6), (True, 4)]
+    assert_identical(copy_weights(net), copy_weights(plain))
+    net.forget_recorded()
+    with torch.no_grad():
+        net.pooled(torch.randn(6, 3, 32, 32))
+    assert len(recorded) == count + 2
+
+
+def test_passes_are_counted_by_momentum():
+    args, dataset = make_args("official"), make_dataset()
+    clients = [
+        trainer(args, dataset, torch.arange(8), 0, Classification())
+        for trainer in (SupervisedLocalUpdate, UnsupervisedLocalUpdate, SelfTrainingLocalUpdate)
+    ]
+    assert passes_by_momentum(clients) == {0.1: 2, clients[1].batchnorm_momentum(): 1}
 
 
 # ---- evaluation
