@@ -27,6 +27,7 @@ _SET_HERE = frozenset(
     ["--method", "--num_users", "--num_labeled", "--num_unlabeled", "--seed", "--run_dir"]
     + ["--labeled_ids", "--labeled_fraction", "--split", "--resume", "--gpu", "--preset"]
 )
+SKIN_PRESETS = ("paper-skin", "skin-64")
 _TRAIN_MAIN = Path(__file__).with_name("train_main.py")
 _POLL_SECONDS = 0.1
 
@@ -83,7 +84,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--task",
         choices=PAPER,
         default=None,
-        help="whose published numbers stand beside ours; default: skin with preset paper-skin, "
+        help="whose published numbers stand beside ours; default: skin with presets of skin, "
         "else ICH",
     )
     options, rest = parser.parse_known_args(argv)
@@ -163,7 +164,7 @@ def report(plan: Sequence[PlannedRun], options: argparse.Namespace) -> None:
         SettingRuns(setting, {run.seed: run.folder for run in plan if run.setting == setting})
         for setting in item.settings
     ]
-    task = options.task or ("skin" if options.preset == "paper-skin" else "ICH")
+    task = options.task or ("skin" if options.preset in SKIN_PRESETS else "ICH")
     name = options.item if options.report == "last" else f"{options.item}_{options.report}"
     stem = options.runs / options.preset / "results" / name
     text, written = write_item(item, groups, options.report, task, options.preset, stem)

@@ -2,7 +2,8 @@
 # What a GPU alone can show, in under nine minutes: bash benchmarks/lease.sh OUT [PART ...]
 #
 # Each part has a limit of its own and leaves OUT/PART.txt as it goes; a part that fails or runs out
-# of time does not stop the others. Parts: tests demo round paper precision.
+# of time does not stop the others. Parts: tests round paper demo round_plain
+# round_compiled precision.
 set -u
 out=$1
 shift
@@ -31,12 +32,13 @@ parts=("$@")
 } >"$out/summary.txt" 2>&1
 
 round=($python -m benchmarks.round --gpu 0 --image_size 224 --file_size 224 --images 480
-    --batch_size 48 --repeats 3)
-wanted tests && part tests 60 $python -m pytest -p no:cacheprovider tests/speed tests/device
-wanted demo && part demo 60 $python train_main.py --preset demo --gpu 0 --progress 0 --run_dir "$out/demo"
-wanted round && part round_plain 100 "${round[@]}" --compile off
-wanted round && part round_compiled 150 "${round[@]}" --compile on --unchecked
-wanted paper && part paper 200 $python -m benchmarks.gpu paper --repeats 5
-wanted precision && part precision 120 $python -m benchmarks.gpu precision --repeats 1
+    --batch_size 48)
+wanted tests && part tests 90 $python -m pytest -rfE -p no:cacheprovider tests/device
+wanted round && part round 90 "${round[@]}" --repeats 1
+wanted paper && part paper 140 $python -m benchmarks.gpu paper --repeats 1
+wanted demo && part demo 90 $python train_main.py --preset demo --gpu 0 --progress 0 --run_dir "$out/demo"
+wanted round_plain && part round_plain 100 "${round[@]}" --repeats 3 --compile off
+wanted round_compiled && part round_compiled 300 "${round[@]}" --repeats 3 --compile on --unchecked
+wanted precision && part precision 300 $python -m benchmarks.gpu precision --repeats 1
 rm -rf "$out/demo/checkpoints" "$out/demo/tb"
 cat "$out/summary.txt"
