@@ -53,20 +53,25 @@ def class_sums(
 
 
 def relation_matrix(
-    sums: torch.Tensor, counts: torch.Tensor, temperature: float = 2.0, absent: str = "uniform"
+    sums: torch.Tensor,
+    counts: torch.Tensor,
+    temperature: float = 2.0,
+    absent: str = "uniform",
+    min_rows: int = 1,
 ) -> RelationMatrix:
     """Relation matrix from per-class sums (C, C) and counts (C,): eq. 2 and 3.
 
     Row c is softmax(v_c / temperature) with v_c = sums_c / counts_c. A class without samples
     has a uniform row that counts (absent "uniform", the released program) or does not take part
-    in the matching (absent "skip"). Where there is no sample at all, no row counts.
+    in the matching (absent "skip"; then a class of fewer than `min_rows` samples is no better than
+    an absent one). Where there is no sample at all, no row counts.
     """
     means = sums / counts.clamp(min=1)[:, None]
     log_rows = functional.log_softmax(means / temperature, dim=1)
     if absent == "uniform":
         present = (counts.sum() > 0).expand(len(counts))
     elif absent == "skip":
-        present = counts > 0
+        present = counts >= min_rows
     else:
         raise ValueError(f"absent is 'uniform' or 'skip', not {absent!r}")
     return RelationMatrix(log_rows, present)
@@ -148,14 +153,17 @@ class RelationMeter:
     released program).
 
     A class of fewer than `min_samples` samples since `restart` is given the row of a class without
-    any: of one sample the row would be what the network says about that very sample.
+    any: of one sample the row would be what the network says about that very sample. `min_rows` is
+    that of `relation_matrix`, for each batch's matrix and for the one of all.
     """
 
-    def __init__(self, temperature: float, absent: str, over: str, min_samples: int = 1):
+    def __init__(
+        self, temperature: float, absent: str, over: str, min_samples: int = 1, min_rows: int = 1
+    ):
         if over not in ("dataset", "batches"):
             raise ValueError(f"over is 'dataset' or 'batches', not {over!r}")
         self.temperature, self.absent, self.over = temperature, absent, over
-        self.min_samples = min_samples
+        self.min_samples, self.min_rows = min_samples, min_rows
         self.seen: torch.Tensor | None = None  # (C,) samples, where rows may have to be hidden
         self.sums: torch.Tensor | None = None
         self.counts: torch.Tensor | None = None
@@ -172,7 +180,7 @@ class RelationMeter:
         sums, counts = class_sums(scores, labels, weights)
         if self.min_samples > 1:
             self.seen = counts.detach() + (0 if self.seen is None else self.seen)
-        batch = relation_matrix(sums, counts, self.temperature, self.absent)
+        batch = self._matrix(sums, counts)
         if self.over == "batches":
             self.batches.append(RelationMatrix(batch.log_rows.detach(), batch.present))
         elif self.sums is None:
@@ -186,7 +194,7 @@ class RelationMeter:
         if self.over == "batches":
             measured = average_matrices(self.batches)
         else:
-            measured = relation_matrix(self.sums, self.counts, self.temperature, self.absent)
+            measured = self._matrix(self.sums, self.counts)
         if self.min_samples == 1:
             return measured
         enough = self.seen >= self.min_samples
@@ -195,3 +203,6 @@ class RelationMeter:
         # In the words of `relation_matrix`: absent classes count, or take no part.
         present = measured.present if self.absent == "uniform" else measured.present & enough
         return RelationMatrix(log_rows, present)
+
+    def _matrix(self, sums: torch.Tensor, counts: torch.Tensor) -> RelationMatrix:
+        return relation_matrix(sums, counts, self.temperature, self.absent, self.min_rows)

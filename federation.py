@@ -57,7 +57,7 @@ def prepare(
     if needs_embedded_data(args):
         task.place_embedded_data(args, say)
     data = task.load(args, say)
-    refuse_endless_run(args, devices, data.num_training, data.test.image_size)
+    refuse_endless_run(args, devices, data.num_training, data.test.input_shape)
     return devices, data
 
 

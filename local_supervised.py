@@ -35,7 +35,11 @@ class SupervisedLocalUpdate(LocalUpdate):
         self.receive(net, weights, round)
         optimizer = self.build_optimizer(net, round)
         meter = RelationMeter(
-            args.temperature, args.absent_class, args.labeled_matrix, args.relation_min_samples
+            args.temperature,
+            args.absent_class,
+            args.labeled_matrix,
+            args.relation_min_samples,
+            args.relation_min_rows,
         )
 
         for _, batches in self.epochs(args.labeled_views, round, net_device(net)):

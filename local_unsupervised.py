@@ -1,5 +1,7 @@
 """An unlabelled client: mean-teacher consistency and inter-client relation matching."""
 
+import math
+from argparse import Namespace
 from collections.abc import Iterable
 
 import torch
@@ -28,6 +30,12 @@ def update_ema_variables(
     alpha = min(1 - 1 / (global_step + 1), alpha)
     with torch.no_grad():
         torch._foreach_lerp_(list(ema_model), list(model), 1 - alpha)
+
+
+def entropy_in_nats(args: Namespace, num_classes: int) -> float:
+    """h of the paper: --entropy_threshold is in nats, or a share of the largest entropy, ln C."""
+    largest = math.log(num_classes) if args.entropy_unit == "share" else 1.0
+    return args.entropy_threshold * largest
 
 
 class UnsupervisedLocalUpdate(LocalUpdate):
@@ -76,7 +84,9 @@ class UnsupervisedLocalUpdate(LocalUpdate):
         target = RelationMatrix.from_named({k: v.to(device) for k, v in shared.items()})
         # An image is counted once in each local epoch.
         least = args.relation_min_samples * (args.local_ep if args.relation_min_samples > 1 else 1)
-        meter = RelationMeter(args.temperature, args.absent_class, "batches", least)
+        meter = RelationMeter(
+            args.temperature, args.absent_class, "batches", least, args.relation_min_rows
+        )
         step = self.step
 
         for epoch, batches in self.epochs(2, round, device):
@@ -117,11 +127,14 @@ class UnsupervisedLocalUpdate(LocalUpdate):
             teacher_logits = rows(teacher(teacher_view)[1])
             # In train mode the backbone gives the same features at every pass, so T stochastic
             # passes are T draws of the dropout behind it.
-            stochastic = rows(net.classify(features.expand(args.mc_passes, *features.shape)), 2)
+            stochastic = rows(net.stochastic(features, args.mc_passes), 2)
             prediction = mean_prediction(stochastic, args.mc_average)
             entropy = predictive_entropy(prediction)  # eq. 4
             reliable = reliable_mask(
-                entropy, student_probabilities, args.entropy_threshold, args.confidence_threshold
+                entropy,
+                student_probabilities,
+                entropy_in_nats(args, student_logits.shape[1]),
+                args.confidence_threshold,
             )
             pseudo_labels = student_probabilities.argmax(dim=1)
         scores = student_logits if args.unlabeled_matrix == "logits" else student_probabilities

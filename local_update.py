@@ -64,6 +64,18 @@ class Task(Protocol):
     ) -> torch.Tensor:
         """The loss of a labelled batch, a scalar. outputs (B, C, ...), labels int64 (B, ...)."""
 
+    def confident_labels(
+        self,
+        net: Network,
+        dataset: ImageDataset,
+        indices: torch.Tensor,
+        args: Namespace,
+        until_stopped: Callable[[Iterator], Iterator],
+    ) -> object:
+        """What `net`, in eval mode, says of the images `indices`, in the form of the data set's own
+        labels; IGNORED where its largest probability is below `confidence_threshold`. What takes
+        long is passed through `until_stopped`."""
+
     def evaluate(
         self, networks: Sequence[Network], dataset: ImageDataset, args: Namespace
     ) -> dict[str, float]:
@@ -79,6 +91,9 @@ class Task(Protocol):
 
     def test_command(self, checkpoint: Path, args: Namespace) -> str:
         """What to type to test a checkpoint on the test images of the run with the flags `args`."""
+
+
+IGNORED = -100  # the label of an image or voxel that takes no part in a loss
 
 
 class Stopped(Exception):  # noqa: N818
@@ -170,14 +185,16 @@ class LocalUpdate:
     ) -> Iterator[tuple[int, Iterator[Batch]]]:
         """(local epoch, its batches), `local_ep` times; `Stopped` between two steps if asked.
 
-        `labels` (int64, one per image of the data set) stand in for the data set's own.
+        `labels` (as the data set's own) stand in for those, which labelled clients alone are given.
         """
+        if labels is None and self.labeled:
+            labels = self.dataset.labels
         draws = self.generator(round, "images", "cpu")
         augmentation = self.task.augmentation(self.args)
         for epoch in range(self.args.local_ep):
             batches = self.dataset.training_batches(
                 self.indices,
-                self.dataset.labels if labels is None else labels,
+                labels,
                 self.args.batch_size,
                 num_views,
                 augmentation,

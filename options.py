@@ -27,16 +27,25 @@ from utils.errors import OneLineParser, UserError
 def embedded_paths(args: Namespace) -> dict[str, Path]:
     """{flag: path} of the data set that the phantom_* flags describe, there or not yet."""
     described = {name: value for name, value in vars(args).items() if name.startswith("phantom_")}
+    if args.task == "segmentation":
+        digest = _digest({name: described[name] for name in VOLUME_PHANTOM})
+        return {"volumes": Path("data") / f"phantom-volumes-{2 * args.phantom_patients}-{digest}"}
     described["image_size"] = args.image_size
-    digest = hashlib.blake2b(repr(sorted(described.items())).encode(), digest_size=4).hexdigest()
+    digest = _digest(described)
     folder = Path("data") / f"phantom-{args.phantom_patients}x{args.phantom_slices}-{digest}"
     flags = ("csv_file_train", "csv_file_val", "csv_file_test")
     tables = dict(zip(flags, (folder / name for name in SPLIT_FILES), strict=True))
     return {"root_path": folder / "images", **tables}
 
 
-TASKS = ("classification",)
-NETWORKS = ("densenet121",)
+def _digest(described: dict) -> str:
+    text = repr(sorted(described.items()))
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+VOLUME_PHANTOM = ("phantom_patients", "phantom_difficulty")  # what embedded volumes depend on
+TASKS = ("classification", "segmentation")
+NETWORKS = ("densenet121", "unet3d")
 METHODS = ("fedirm", "fed_consistency", "fed_selftraining", "fedavg")
 
 PAPER = {
@@ -125,8 +134,9 @@ PRESETS: dict[str, dict] = {
         "save_every": 1000,
     },
 }
-# HAM10000 on one machine: 2,000 training images of 64 pixels, weights at random, the labelled clients
-# alone until round 39. Its learning rates were chosen with those alone, on validation images.
+# HAM10000 on one machine: 2,000 training images of 64 pixels, weights at random, the labelled
+# clients alone until round 39. Its learning rates were chosen with those alone, on validation
+# images.
 PRESETS["skin-64"] = {name: value for name, value in EMBEDDED.items() if name != "keep_state"} | {
     "batch_size": 16,
     "base_lr": 1e-3,
@@ -138,8 +148,54 @@ PRESETS["skin-64"] = {name: value for name, value in EMBEDDED.items() if name !=
     "eval_every": 5,
     "save_every": 1000,
 }
-EMBEDDED_PRESETS = ("demo", "bench")
-DATA_FLAGS = ("root_path", "csv_file_train", "csv_file_val", "csv_file_test", "medmnist")
+# Segmentation. The matrices, the mean teacher and the weights' average follow the paper; the loss,
+# the noise and the share of the entropy are the conventions of semi-supervised 3D segmentation;
+# the factor on L_c, and that the labelled clients first train alone until they learn no more,
+# come from trials (docs/RESULTS.md). One learning rate for all rows.
+VOLUMES = PAPER | {
+    "task": "segmentation",
+    "network": "unet3d",
+    "pretrained": 0,
+    "partition": "blocks",
+    "drop_rate": 0.1,
+    "batch_size": 4,
+    "local_ep": 2,
+    "base_lr": 2e-3,
+    "labeled_lr_late": 3e-4,
+    "unlabeled_lr": 3e-4,
+    "labeled_matrix": "batches",
+    "unlabeled_matrix": "logits",
+    "entropy_unit": "share",
+    "entropy_threshold": 0.5,
+    "consistency_scale": 10.0,
+    "relation_min_rows": 20,
+    "ema_decay": 0.99,
+}
+PRESETS |= {
+    "hippocampus": VOLUMES
+    | {
+        "rounds": 75,
+        "join_epoch": 99,
+        "consistency_rampup": 60,
+        "eval_every": 25,
+        "save_every": 1000,
+        "figure_every": 50,
+        "keep_state": 0,
+    },
+    "demo-3d": VOLUMES
+    | {
+        "rounds": 24,
+        "num_users": 5,
+        "num_labeled": 1,
+        "join_epoch": 31,
+        "consistency_rampup": 18,
+        "phantom_patients": 40,
+        "eval_every": 4,
+        "save_every": 12,
+    },
+}
+EMBEDDED_PRESETS = ("demo", "bench", "demo-3d")
+DATA_FLAGS = ("root_path", "csv_file_train", "csv_file_val", "csv_file_test", "medmnist", "volumes")
 
 # Flags that may differ when a run goes on; every other one decides what is computed. Data may lie
 # elsewhere by then: that they are the same is checked by their content.
@@ -240,6 +296,49 @@ def _data(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--flip", type=float, default=0.5, help="probability of a horizontal flip")
     group.add_argument(
+        "--volumes",
+        type=Path,
+        help="folder of `dataloaders.prepare decathlon`, for --task segmentation; CSVs like its "
+        "volumes.csv may name the sets",
+    )
+    group.add_argument(
+        "--volume_sets",
+        type=float,
+        nargs=3,
+        default=[0.7, 0.1, 0.2],
+        metavar=("TRAIN", "VAL", "TEST"),
+        help="shares of the volumes, or their numbers, where no CSVs name the sets",
+    )
+    group.add_argument("--channels", type=int, default=1, help="of the volumes")
+    group.add_argument(
+        "--patch_size",
+        type=int,
+        nargs=3,
+        default=[32, 48, 32],
+        metavar="VOXELS",
+        help="what a network sees of a volume in training, and in evaluation of larger ones",
+    )
+    group.add_argument(
+        "--foreground",
+        type=float,
+        default=0.5,
+        help="share of labelled patches that are placed around a voxel of a structure",
+    )
+    group.add_argument(
+        "--intensity",
+        type=float,
+        default=0.1,
+        help="of a patch's views: deviation of gain, of offset and of the voxels' noise",
+    )
+    group.add_argument(
+        "--flip_axes",
+        type=int,
+        nargs="*",
+        choices=(0, 1, 2),
+        default=[],
+        help="axes along which patches are mirrored, half of them; default none",
+    )
+    group.add_argument(
         "--cache",
         choices=CACHES,
         default="auto",
@@ -285,12 +384,21 @@ def _federation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("federation")
     group.add_argument("--method", choices=METHODS, default="fedirm", help="row of the paper")
     group.add_argument(
-        "--task", choices=TASKS, default="classification", help="what a label is: an image's class"
+        "--task",
+        choices=TASKS,
+        default="classification",
+        help="what a label is: an image's class, or the class of each voxel of a volume",
     )
     group.add_argument("--num_users", type=int, default=10, help="clients the data is dealt to")
     group.add_argument("--num_labeled", type=int, default=2, help="clients with labels: 0, 1, ...")
     group.add_argument(
         "--labeled_ids", type=int, nargs="+", help="which clients have labels, instead of the first"
+    )
+    group.add_argument(
+        "--labeled_volumes",
+        type=int,
+        default=0,
+        help="each labelled client has but so many volumes, its first; 0: all",
     )
     group.add_argument(
         "--labeled_fraction",
@@ -300,9 +408,10 @@ def _federation(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--partition",
-        choices=("iid", "dirichlet", "site", "column"),
+        choices=("iid", "dirichlet", "site", "column", "blocks"),
         default="iid",
-        help="equal parts at random; Dirichlet by class; by the CSV's site; by its column client",
+        help="equal parts at random; Dirichlet by class; by the CSV's site; by its column client; "
+        "of volumes: neighbours in the list, or by patient where those are known",
     )
     group.add_argument(
         "--dirichlet_alpha", type=float, default=0.5, help="small: clients of few classes"
@@ -454,6 +563,12 @@ def _unlabeled(parser: argparse.ArgumentParser) -> None:
         "--entropy_threshold", type=float, default=2.0, help="h in nats: reliable below it"
     )
     group.add_argument(
+        "--entropy_unit",
+        choices=("nats", "share"),
+        default="nats",
+        help="h is in nats, or a share of the largest entropy, ln C",
+    )
+    group.add_argument(
         "--confidence_threshold",
         type=float,
         default=0.3,
@@ -467,6 +582,13 @@ def _unlabeled(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--relation_distance", choices=DISTANCES, default="kl", help="between relation matrices"
+    )
+    group.add_argument(
+        "--relation_min_rows",
+        type=int,
+        default=1,
+        help="images or voxels of a class that a matrix's row is measured from at least, with "
+        "--absent_class skip",
     )
     group.add_argument(
         "--relation_min_samples",
@@ -491,6 +613,16 @@ def _network(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("network")
     group.add_argument(
         "--network", choices=NETWORKS, default="densenet121", help="what every client trains"
+    )
+    group.add_argument(
+        "--unet_channels",
+        type=int,
+        nargs="+",
+        default=[8, 16, 32, 64],
+        help="of unet3d: features of each level, each with half the sides of the one before",
+    )
+    group.add_argument(
+        "--residual_units", type=int, default=1, help="of unet3d: residual units of each level"
     )
     group.add_argument("--drop_rate", type=float, default=0.2, help="dropout before the classifier")
     group.add_argument(
@@ -646,6 +778,12 @@ RANGES = {
     "degrees": (0, 180),
     "translate": (0, 1),
     "flip": (0, 1),
+    "channels": (1, 64),
+    "foreground": (0, 1),
+    "intensity": (0, 10),
+    "labeled_volumes": (0, 1_000_000),
+    "residual_units": (0, 16),
+    "relation_min_rows": (1, 10**9),
     "phantom_patients": (20, 100_000),
     "phantom_slices": (1, 64),
     "phantom_difficulty": (0, 1),
@@ -709,6 +847,13 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError(f"--dry_run: preset {args.preset} makes its own data, nothing to check")
     if goes_on or args.medmnist is not None or embedded:
         return
+    if args.task == "segmentation":
+        if args.volumes is None:
+            raise UserError(
+                "--volumes is missing: the folder that `python -m dataloaders.prepare decathlon` "
+                "made; python train_main.py --preset demo-3d needs no data of yours"
+            )
+        return
     train = () if args.engine == "sites" else ("csv_file_train",)
     for name in ("root_path", *train, "csv_file_test"):
         if not getattr(args, name):
@@ -723,6 +868,7 @@ def check_values(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not low <= value <= high:
             raise UserError(f"--{name} {value}: must lie between {low} and {high}")
+    _check_task(args)
     if args.num_labeled == 0:
         raise UserError("--num_labeled 0: nobody would learn from labels; give at least 1")
     if args.dp_noise and not args.dp_clip:
@@ -741,6 +887,25 @@ def check_values(args: argparse.Namespace) -> None:
             f"--num_labeled {args.num_labeled} --num_unlabeled {args.num_unlabeled}: more than "
             f"--num_users {args.num_users}"
         )
+
+
+def _check_task(args: argparse.Namespace) -> None:
+    segmentation = args.task == "segmentation"
+    if segmentation != (args.network == "unet3d"):
+        raise UserError(
+            f"--task {args.task} --network {args.network}: volumes are segmented by unet3d, images "
+            "classified by densenet121"
+        )
+    if args.medmnist is not None and segmentation:
+        raise UserError("--medmnist: holds images; --task segmentation needs --volumes")
+    if args.volumes is not None and not segmentation:
+        raise UserError("--volumes: for --task segmentation, as --preset hippocampus has it")
+    if args.partition == "blocks" and not segmentation:
+        raise UserError("--partition blocks: only of volumes; images have iid, dirichlet, site")
+    if not 2 <= len(args.unet_channels) <= 8 or min(args.unet_channels) < 1:
+        raise UserError("--unet_channels: give 2 to 8 levels of at least one feature")
+    if not all(1 <= side <= 4096 for side in args.patch_size):
+        raise UserError(f"--patch_size {' '.join(map(str, args.patch_size))}: 1 to 4096 each")
 
 
 def needs_embedded_data(args: argparse.Namespace) -> bool:

@@ -70,8 +70,8 @@ def train(run: Run) -> None:
     clients = build_clients(args, data)
     weights, shared = first_weights(args, progress, networks[0]), progress.shared
     run.begin(data, clients, networks, devices, task)
-    size, passes = data.train.image_size, passes_by_momentum(clients)
-    run.compiled(compile_networks(networks, args, len(data.train), size, passes, run.say))
+    shape, passes = data.train.input_shape, passes_by_momentum(clients)
+    run.compiled(compile_networks(networks, args, len(data.train), shape, passes, run.say))
 
     for round in range(progress.next_round, args.rounds):
         # 1. Broadcast: the global weights and what the server shares go to who takes part.

@@ -114,10 +114,10 @@ class Ours:
         self.server = build_server(self.args)
         self.run.restore(self.data, self.server)
         self.run.begin(self.data, self.clients, self.networks, self.devices, TASKS[self.args.task])
-        size, images = self.data.train.image_size, len(self.data.train)
+        shape, images = self.data.train.input_shape, len(self.data.train)
         passes = passes_by_momentum(self.clients)
         with redirect_stdout(sys.stderr):
-            compile_networks(self.networks, self.args, images, size, passes, print)
+            compile_networks(self.networks, self.args, images, shape, passes, print)
         self.weights, self.shared, self.round = copy_weights(self.networks[0]), {}, 0
 
     def train(self) -> Timing:

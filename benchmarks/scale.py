@@ -281,7 +281,7 @@ def _steps_of(ours: Ours, images: int, batch_size: int) -> dict[str, Callable[[]
 
     def evaluate() -> float:
         data = ours.data.train
-        size = evaluation_batch_size(batch_size, data.image_size, ours.devices[0])
+        size = evaluation_batch_size(batch_size, data.input_shape, ours.devices[0])
         chosen = torch.arange(MORE_STEPS * batch_size)
         return ours.clock.time(lambda: predict(net, data, size, chosen))
 

@@ -19,11 +19,12 @@ DEVICE_SHARE = 0.4  # of a GPU's free memory that "auto" gives to images
 
 
 class Batch(NamedTuple):
-    """views: tensors (B, 3, S, S), one per augmented view; labels: int64 (B,), on the device;
-    indices: which images of the data set they are, int64 (B,), on the CPU."""
+    """views: tensors (B, 3, S, S), or (B, K, X, Y, Z) of volumes, one per augmented view; labels:
+    int64 (B,) or (B, X, Y, Z), on the device, None where the client has none; indices: which
+    images or volumes of the data set they are, int64 (B,), on the CPU."""
 
     views: list[torch.Tensor]
-    labels: torch.Tensor
+    labels: torch.Tensor | None
     indices: torch.Tensor
 
 
@@ -66,6 +67,11 @@ class ImageDataset:
         """Pixels along one side."""
         return self.pixels.shape[1]
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one input of a network, (3, S, S)."""
+        return (3, self.image_size, self.image_size)
+
     def batches(
         self, indices: torch.Tensor, bounds: Sequence[tuple[int, int]], device: torch.device
     ) -> Iterator[torch.Tensor]:
@@ -102,7 +108,7 @@ class ImageDataset:
     def training_batches(
         self,
         indices: torch.Tensor,
-        labels: torch.Tensor,
+        labels: torch.Tensor | None,
         batch_size: int,
         num_views: int,
         augmentation: Augmentation,
@@ -111,7 +117,7 @@ class ImageDataset:
     ) -> Iterator[Batch]:
         """One epoch over `indices` (CPU int64) in random order, `num_views` views of each image.
 
-        `labels` (int64, one per image of the data set) are handed out with the images.
+        `labels` (int64, one per image of the data set, or None) are handed out with the images.
         All draws come from `generator` (on the CPU) before the first batch. A last batch of one
         sample joins the one before it: BatchNorm cannot normalise a single sample.
         """
@@ -120,12 +126,12 @@ class ImageDataset:
             draw_views(len(order), self.image_size, augmentation, generator).to(device)
             for _ in range(num_views)
         ]
-        labels = labels[order].to(device)
+        labels = None if labels is None else labels[order].to(device)
         bounds = batch_bounds(len(order), batch_size)
         images_of_batches = self.batches(order, bounds, device)
         for (start, stop), images in zip(bounds, images_of_batches, strict=True):
             views = [normalize(apply_views(images, drawn[start:stop])) for drawn in parameters]
-            yield Batch(views, labels[start:stop], order[start:stop])
+            yield Batch(views, None if labels is None else labels[start:stop], order[start:stop])
 
     def evaluation_batches(
         self, indices: torch.Tensor, batch_size: int, device: torch.device

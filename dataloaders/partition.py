@@ -34,7 +34,7 @@ def split_table(
     is given its share of every class. The same seed gives the same sets. Raises `UserError` for
     sizes that cannot be met and for a table without groups where `by` is "group".
     """
-    targets = _set_sizes(sizes, len(table))
+    targets = set_sizes(sizes, len(table))
     if by == "image":
         group_of_row = np.arange(len(table))
     elif table.groups is None:
@@ -57,11 +57,16 @@ def split_table(
     return train, val, test
 
 
-def _set_sizes(sizes: Sequence[float], total: int) -> np.ndarray:
-    """(4,) numbers of images: training, validation, test, and left over."""
+def set_sizes(sizes: Sequence[float], total: int, optional: Sequence[int] = ()) -> np.ndarray:
+    """(4,) numbers of images: training, validation, test, and left over; of the `optional` of the
+    three there may be none. `UserError` for sizes that cannot be met."""
     sizes = np.asarray(sizes, dtype=np.float64)
     shown = " ".join(f"{size:g}" for size in sizes)
-    if sizes.shape != (3,) or not (np.isfinite(sizes).all() and (sizes > 0).all()):
+    lowest = np.ones(3)
+    lowest[list(optional)] = 0
+    if sizes.shape != (3,) or not (np.isfinite(sizes).all() and (sizes >= 0).all()):
+        raise UserError(f"--sizes {shown}: give three positive numbers, as 0.7 0.1 0.2")
+    if (sizes[lowest > 0] == 0).any():
         raise UserError(f"--sizes {shown}: give three positive numbers, as 0.7 0.1 0.2")
     if np.isclose(sizes.sum(), 1.0):
         # Whole numbers that sum to the total: each cumulated share is rounded, not each share.
@@ -71,7 +76,7 @@ def _set_sizes(sizes: Sequence[float], total: int) -> np.ndarray:
         counts = sizes.astype(np.int64)
     else:
         raise UserError(f"--sizes {shown}: give shares that sum to 1, or numbers of images")
-    if (counts < 1).any() or counts.sum() > total:
+    if (counts < lowest).any() or counts.sum() > total:
         raise UserError(f"--sizes {shown}: cannot be taken from {total} images; give smaller ones")
     return np.append(counts, total - counts.sum())
 

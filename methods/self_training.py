@@ -1,15 +1,12 @@
 """Fed-SelfTraining: unlabelled clients train on what the received model says of their images."""
 
 import torch
-from torch.nn.functional import cross_entropy, softmax
+from torch.nn.functional import cross_entropy
 
-from local_update import ClientUpdate, LocalUpdate, StepLog, take_step
-from networks.devices import evaluation_batch_size
+from local_update import IGNORED, ClientUpdate, LocalUpdate, StepLog, take_step
 from networks.models import Network
 from utils.losses import rows
 from utils.tensors import net_device
-
-IGNORED = -100  # the label of a sample that takes no part in the cross entropy
 
 
 class SelfTrainingLocalUpdate(LocalUpdate):
@@ -30,7 +27,7 @@ class SelfTrainingLocalUpdate(LocalUpdate):
         device = net_device(net)
         log = StepLog("loss", "reliable_share")
         self.receive(net, weights, round)
-        pseudo_labels = self.pseudo_label(net, device)
+        pseudo_labels = self.pseudo_labels(net)
         optimizer = self.build_optimizer(net, round)
 
         for _, batches in self.epochs(1, round, device, pseudo_labels):
@@ -45,20 +42,11 @@ class SelfTrainingLocalUpdate(LocalUpdate):
         self.optimizer_state = optimizer.state_dict()
         return self.report(net, log, learning_rate=self.learning_rate(round))
 
-    def pseudo_label(self, net: Network, device: torch.device) -> torch.Tensor:
-        """Labels (int64, one per image of the data set) by `net`; IGNORED where not confident."""
+    def pseudo_labels(self, net: Network) -> object:
+        """The task's labels by `net`, which is in train mode before and after."""
         net.eval()
-        with torch.no_grad():
-            batches = self.dataset.evaluation_batches(
-                self.indices,
-                evaluation_batch_size(self.args.batch_size, self.dataset.image_size, device),
-                device,
-            )
-            batches = self.until_stopped(batches)
-            probabilities = torch.cat([softmax(net(images)[1], dim=1) for images in batches])
+        labels = self.task.confident_labels(
+            net, self.dataset, self.indices, self.args, self.until_stopped
+        )
         net.train()
-        confidence, classes = probabilities.max(dim=1)
-        chosen = classes.masked_fill(confidence < self.args.confidence_threshold, IGNORED)
-        labels = torch.full((len(self.dataset),), IGNORED)
-        labels[self.indices] = chosen.cpu()
         return labels

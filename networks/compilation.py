@@ -26,15 +26,16 @@ def compile_networks(
     networks: Sequence[Network],
     args: Namespace,
     images: int,
-    image_size: int,
+    shape: Sequence[int],
     passes: Mapping[float, int],
     say: Callable[[str], None],
 ) -> str:
     """Compile or record the backbones as `--compile` asks, for a run over `images` images.
 
-    passes: for each momentum of BatchNorm that the run's clients train with, how many forward
-    passes a step makes. What does not compile trains as it is, and `say` is told why. Returns
-    "off", "on" or "graphs": what was done. Raises `UserError` for CUDA graphs on several devices.
+    shape: of one input, (K, sides ...). passes: for each momentum of BatchNorm that the run's
+    clients train with, how many forward passes a step makes. What does not compile trains as it
+    is, and `say` is told why. Returns "off", "on" or "graphs": what was done. Raises `UserError`
+    for CUDA graphs on several devices.
     """
     devices = [net_device(net) for net in networks]
     chosen = choose_compile(args.compile, devices, training_steps(args, images))
@@ -42,10 +43,10 @@ def compile_networks(
         return chosen
     started = time.perf_counter()
     options = {"deterministic": bool(args.deterministic)}
-    sizes = (evaluation_batch_size(args.batch_size, image_size, devices[0]), args.batch_size)
+    sizes = (evaluation_batch_size(args.batch_size, shape, devices[0]), args.batch_size)
 
     def compile_one(net: Network) -> None:
-        samples = [_sample(net, size, image_size) for size in sizes]
+        samples = [_sample(net, size, shape) for size in sizes]
         weights = copy_weights(net)
         if chosen == "graphs":
             evaluation, training = samples
@@ -86,10 +87,10 @@ def choose_compile(compile: str, devices: Sequence[torch.device], steps: int) ->
     return compile
 
 
-def _sample(net: Network, size: int, image_size: int) -> torch.Tensor:
-    """A batch of images as the data sets make them: (B, 3, S, S) in channels-last order."""
-    images = torch.zeros(size, 3, image_size, image_size, device=net_device(net))
-    return images.contiguous(memory_format=torch.channels_last)
+def _sample(net: Network, size: int, shape: Sequence[int]) -> torch.Tensor:
+    """A batch of inputs as the data sets make them, in the network's order."""
+    inputs = torch.zeros(size, *shape, device=net_device(net))
+    return inputs.contiguous(memory_format=net.memory_format)
 
 
 def _warm_up(

@@ -1,5 +1,6 @@
 """Where clients train: the devices that exist, their precision, and what fits into them."""
 
+import math
 import re
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -52,16 +53,17 @@ def choose_devices(gpu: str, say: Callable[[str], None]) -> list[torch.device]:
 
 
 def refuse_endless_run(
-    args: Namespace, devices: Sequence[torch.device], images: int, image_size: int
+    args: Namespace, devices: Sequence[torch.device], images: int, shape: Sequence[int]
 ) -> None:
     """Raise `UserError` where a GPU was meant, there is none, and a processor would take days."""
     if devices[0].type == "cuda" or args.gpu != DEFAULT_GPU:
         return
     passes = args.rounds * args.local_ep * images
-    hours = passes * image_size**2 * CPU_SECONDS_PER_PIXEL / 3600
+    hours = passes * math.prod(shape[1:]) * CPU_SECONDS_PER_PIXEL / 3600
     if hours > PATIENT_HOURS:
+        size = "x".join(map(str, shape[1:]))
         raise UserError(
-            f"no GPU here: {args.rounds} rounds of {images} images of {image_size} pixels would "
+            f"no GPU here: {args.rounds} rounds of {images} inputs of {size} would "
             f"take about {hours / 24:.0f} days on a processor; give --gpu cpu to begin all the same"
         )
 
@@ -123,8 +125,9 @@ def set_precision(networks: Sequence[Network], precision: str) -> None:
 
 
 def place_network(net: Network, device: torch.device) -> Network:
-    """`net` on `device`, its convolutions in channels-last order (twice as fast on a CPU)."""
-    return net.to(device=device, memory_format=torch.channels_last)
+    """`net` on `device`, its convolutions in its own order (channels last is twice as fast on a
+    CPU, for images)."""
+    return net.to(device=device, memory_format=net.memory_format)
 
 
 def memory_shortage(error: Exception, args: Namespace) -> str | None:
@@ -137,26 +140,30 @@ def memory_shortage(error: Exception, args: Namespace) -> str | None:
     if not on_host and not (on_gpu and isinstance(error, RuntimeError)):
         return None
     where, smaller = "main memory", ""
+    sides = f"--image_size (now {args.image_size})"
+    if args.task == "segmentation":
+        sides = f"--patch_size (now {' '.join(map(str, args.patch_size))})"
     if not on_host:
         where, smaller = "the GPU's memory", ", or halve the activations with --precision bf16"
     return (
-        f"{where} is full: lower --batch_size (now {args.batch_size}) or --image_size (now "
-        f"{args.image_size}), or keep less in it with --cache disk, --client_state disk{smaller}"
+        f"{where} is full: lower --batch_size (now {args.batch_size}) or {sides}, "
+        f"or keep less in it with --cache disk, --client_state disk{smaller}"
     )
 
 
 CPU_BATCH_PIXELS = 2**17  # larger batches leave the processor's cache: measured 64 to 224 pixels
 
 
-def evaluation_batch_size(batch_size: int, image_size: int, device: torch.device) -> int:
-    """Images per batch where no gradients are kept, for a run that trains with `batch_size`."""
+def evaluation_batch_size(batch_size: int, shape: Sequence[int], device: torch.device) -> int:
+    """Inputs of `shape` (K, sides ...) per batch where no gradients are kept, for a run that trains
+    with `batch_size`."""
     if device.type == "cpu":
-        return max(4, CPU_BATCH_PIXELS // image_size**2)
+        return max(4, CPU_BATCH_PIXELS // math.prod(shape[1:]))
     return 4 * batch_size
 
 
-def activation_bytes(args: Namespace, image_size: int, devices: Sequence[torch.device]) -> int:
+def activation_bytes(args: Namespace, shape: Sequence[int], devices: Sequence[torch.device]) -> int:
     """About what a training step needs on a GPU beside weights, images and clients' states."""
     size = 1 if choose_precision(args.precision, devices) == "bf16" else 2
     views = max(2, args.labeled_views)  # an unlabelled step holds the student's and the teacher's
-    return int(ACTIVATION_BYTES * args.batch_size * image_size**2 * size * views)
+    return int(ACTIVATION_BYTES * args.batch_size * math.prod(shape[1:]) * size * views)

@@ -47,6 +47,9 @@ class Network(nn.Module):
     between the two is the only one, so that T stochastic passes share one run of the backbone.
     """
 
+    memory_format = torch.channels_last  # of weights and inputs
+    side_multiple = 1  # an input's sides are multiples of it
+
     def __init__(self, drop_rate: float):
         super().__init__()
         if not 0 <= drop_rate < 1:
@@ -128,6 +131,10 @@ class Network(nn.Module):
     def classify(self, features: torch.Tensor) -> torch.Tensor:
         """features (..., F, ...) -> outputs (..., C, ...); draws a fresh dropout mask."""
         raise NotImplementedError
+
+    def stochastic(self, features: torch.Tensor, passes: int) -> torch.Tensor:
+        """Outputs (T, B, C, ...) of `passes` draws of the dropout over the same features."""
+        return self.classify(features.expand(passes, *features.shape))
 
     def pooled(self, inputs: torch.Tensor) -> torch.Tensor:
         """inputs (B, ...) -> features in float32, before dropout; recorded or compiled where it was

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from networks.models import ATTENTIONS, MODES, DenseNet121, Network
+from networks.unet3d import UNet3d
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
 from utils.schema import (
@@ -24,6 +25,9 @@ from utils.schema import (
 from utils.tensors import find_non_finite
 
 HEAD = "densenet121.classifier.0.weight"
+# The weights of each network's last layer, (C, ...): a file of it has them.
+HEADS = {"densenet121": HEAD, "unet3d": "head.weight"}
+TITLES = {"densenet121": "DenseNet121", "unet3d": "3D U-Net"}
 OLD_DESCRIPTION = {
     "mode": "U-Ones",
     "drop_rate": 0.2,
@@ -37,8 +41,21 @@ def _densenet121(architecture: Mapping, class_names: Sequence[str]) -> Network:
     return DenseNet121(out_size, mode, architecture["drop_rate"], attention)
 
 
+def _unet3d(architecture: Mapping, class_names: Sequence[str]) -> Network:
+    return UNet3d(
+        architecture["in_channels"],
+        len(class_names),
+        architecture["channels"],
+        architecture["residual_units"],
+        architecture["drop_rate"],
+    )
+
+
 # What builds each network from a checkpoint's description and its class names, weights at random.
-NETWORKS: dict[str, Callable[[Mapping, Sequence[str]], Network]] = {"densenet121": _densenet121}
+NETWORKS: dict[str, Callable[[Mapping, Sequence[str]], Network]] = {
+    "densenet121": _densenet121,
+    "unet3d": _unet3d,
+}
 
 
 def model_content(
@@ -75,7 +92,16 @@ DESCRIPTIONS = {
             "attention": choice(*ATTENTIONS),
         },
         {"network": choice("densenet121")},
-    )
+    ),
+    "unet3d": record(
+        {
+            "network": choice("unet3d"),
+            "in_channels": whole(1, 64),
+            "channels": sequence(whole(1, 4096), 2, 8),
+            "residual_units": whole(0, 16),
+            "drop_rate": number(0, 1 - 1e-6),
+        }
+    ),
 }
 
 
@@ -88,7 +114,16 @@ def check_architecture(value: object, place: str) -> None:
 
 
 DICOM = record({"window": text(100), "size": whole(16, 1024)})
-PREPROCESSING = record({}, {"image_size": whole(8, 8192), "dicom": DICOM})
+VOLUMES = record(
+    {
+        "modality": choice("mr", "ct"),
+        "ct_window": sequence(number(-1e6, 1e6), 2, 2),
+        "spacing": sequence(number(1e-3, 1e3), 3, 3),
+        "channels": whole(1, 64),
+        "patch_size": sequence(whole(1, 4096), 3, 3),
+    }
+)
+PREPROCESSING = record({}, {"image_size": whole(8, 8192), "dicom": DICOM, "volumes": VOLUMES})
 MODEL_FILE = record(
     {
         "state_dict": STATE_DICT,
@@ -116,10 +151,12 @@ def check_model(content: Mapping, place: str) -> None:
     else:
         weights = content.get("state_dict", content)
         STATE_DICT(weights, "state_dict" if weights is not content else "")
-    if not any(name.removeprefix("module.") == HEAD for name in weights):
-        raise Mismatch(f"no weights of this DenseNet121 in it (no {HEAD})")
-    head = next(value for name, value in weights.items() if name.endswith(HEAD))
-    tensor(FLOATING, (None, None))(head, HEAD)
+    network = content.get("architecture", {}).get("network", "densenet121")
+    head = HEADS[network if "class_names" in content else "densenet121"]
+    if not any(name.removeprefix("module.") == head for name in weights):
+        raise Mismatch(f"no weights of this {TITLES[network]} in it (no {head})")
+    value = next(value for name, value in weights.items() if name.endswith(head))
+    tensor(FLOATING, (None,) * (2 if head == HEAD else 5))(value, head)
 
 
 def load_model(
@@ -149,7 +186,7 @@ def load_model(
     content.setdefault("architecture", OLD_DESCRIPTION)
     # Checkpoints of version 0.1 knew one network and did not name it.
     content["architecture"] = {"network": "densenet121"} | content["architecture"]
-    num_outputs = weights[HEAD].shape[0]
+    num_outputs = weights[HEADS[content["architecture"]["network"]]].shape[0]
     if num_outputs != len(content["class_names"]):
         raise UserError(
             f"{path}: {num_outputs} outputs, but {len(content['class_names'])} class names"
@@ -165,12 +202,16 @@ def starting_weights(
     Raises `UserError`, before any network is built, where the file was made for others.
     """
     weights, content = load_model(path, class_names)
-    attention = content["architecture"]["attention"]
-    if attention not in ("none", architecture["attention"]):
-        raise UserError(
-            f"{path}: made with --attention {attention}, this run has --attention "
-            f"{architecture['attention']}; use the same"
-        )
+    theirs, ours = content["architecture"], architecture
+    # Dropout has no weights, a label's meaning none either; without attention others fit, too.
+    free = {"drop_rate", "mode"} | ({"attention"} if theirs.get("attention") == "none" else set())
+    for name in ("network", *sorted(ours.keys() | theirs.keys())):
+        if name not in free and theirs.get(name) != ours.get(name):
+            flag = FLAGS.get(name, name)
+            raise UserError(
+                f"{path}: made with --{flag} {theirs.get(name)}, this run has --{flag} "
+                f"{ours.get(name)}; use the same"
+            )
     return weights
 
 
@@ -194,8 +235,20 @@ def load_weights(net: Network, weights: Mapping[str, torch.Tensor], source: Path
         raise UserError(f"{source}: weights of another network (entry {odd[0]})")
 
 
+# What a description calls by another name than the flag that decides it.
+FLAGS = {"channels": "unet_channels", "in_channels": "channels"}
+
+
 def architecture(args: Namespace) -> dict:
-    """What `build_network` needs to know of the flags: network, mode, drop_rate, attention."""
+    """What `build_network` needs to know of the flags: the network and what it is made of."""
+    if args.network == "unet3d":
+        return {
+            "network": args.network,
+            "in_channels": args.channels,
+            "channels": list(args.unet_channels),
+            "residual_units": args.residual_units,
+            "drop_rate": args.drop_rate,
+        }
     return {
         "network": args.network,
         "mode": args.label_uncertainty,

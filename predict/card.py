@@ -46,7 +46,7 @@ def report_run(
 ) -> None:
     """`report_network` at the end of a run, whose last weights are in `checkpoint` and in `net`."""
     facts = describe_model(checkpoint, load_model(checkpoint)[1]) | describe_run(folder)
-    batch_size = evaluation_batch_size(args.batch_size, test.image_size, net_device(net))
+    batch_size = evaluation_batch_size(args.batch_size, test.input_shape, net_device(net))
     predictions = predict_set(net, test, batch_size)
     evaluation = report_network(folder, net, test, predictions, facts, args.threshold)
     print_tables(evaluation_tables(evaluation))
@@ -65,17 +65,22 @@ def describe_model(path: Path, content: Mapping) -> dict[str, str]:
     """The model card's facts about a checkpoint: `content` is what `load_model` returns of it."""
     architecture, preprocessing = content["architecture"], content.get("preprocessing", {})
     attention = ", self-attention" if architecture["attention"] == "self" else ""
-    facts = {
-        "checkpoint": f"{path}, SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()}",
+    facts = checkpoint_facts(path, content) | {
         "architecture": (
             f"DenseNet121{attention}, dropout {architecture['drop_rate']:g}, "
             f"{len(content['class_names'])} outputs"
         ),
     }
-    if "preset" in content and "round" in content:
-        facts["training"] = f"preset {content['preset']}, {content['round'] + 1} rounds"
     if "image_size" in preprocessing:
         facts["preprocessing"] = preprocessing_words(**preprocessing)
+    return facts
+
+
+def checkpoint_facts(path: Path, content: Mapping) -> dict[str, str]:
+    """Which file it is and, where it says so, how it was trained."""
+    facts = {"checkpoint": f"{path}, SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()}"}
+    if "preset" in content and "round" in content:
+        facts["training"] = f"preset {content['preset']}, {content['round'] + 1} rounds"
     return facts
 
 
@@ -89,7 +94,7 @@ def preprocessing_words(image_size: int, dicom: Mapping | None = None) -> str:
     )
 
 
-def describe_run(run_folder: Path) -> dict[str, str]:
+def describe_run(run_folder: Path, noun: str = "images") -> dict[str, str]:
     """The model card's facts about the training data, from a run's split.json, if there is one."""
     if not (run_folder / "split.json").exists():
         return {}
@@ -97,7 +102,7 @@ def describe_run(run_folder: Path) -> dict[str, str]:
     clients, labelled = split["clients"], split["labelled_clients"]
     return {
         "training data": (
-            f"{sum(map(len, clients))} images of {split['csv']} at {len(clients)} clients "
+            f"{sum(map(len, clients))} {noun} of {split['csv']} at {len(clients)} clients "
             f"({split['how']}), {sum(len(clients[client]) for client in labelled)} of them at "
             f"{len(labelled)} clients with labels"
         )

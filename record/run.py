@@ -149,8 +149,7 @@ class Run:
         self.model_bytes = model_bytes(networks[0])
         self._refuse_small_disk(clients, networks[0])
         state_bytes = sum(client.remembered_copies for client in clients) * model_bytes(networks[0])
-        size = data.test.image_size
-        reserved = activation_bytes(self.args, size, devices)
+        reserved = activation_bytes(self.args, data.test.input_shape, devices)
         self.store.placement = choose_placement(
             self.args.client_state, state_bytes, devices, reserved
         )

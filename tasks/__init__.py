@@ -2,5 +2,9 @@
 
 from local_update import Task
 from tasks.classification import Classification
+from tasks.segmentation import Segmentation
 
-TASKS: dict[str, Task] = {"classification": Classification()}
+TASKS: dict[str, Task] = {
+    "classification": Classification(),
+    "segmentation": Segmentation(),
+}

@@ -1,16 +1,17 @@
 """One class per image: the paper's task."""
 
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, softmax
 
 from dataloaders.augment import Augmentation
 from dataloaders.dataset import ImageDataset
 from dataloaders.federated import FederatedData, dry_run, load_federated_data
 from dataloaders.phantom.embedded import place_embedded_data
+from local_update import IGNORED
 from networks.devices import evaluation_batch_size
 from networks.models import Network
 from predict.card import report_run, test_command
@@ -47,12 +48,32 @@ class Classification:
         """Cross entropy (eq. 7, left), smoothed as the flags say; outputs (B, C), labels (B,)."""
         return cross_entropy(outputs, labels, label_smoothing=args.label_smoothing)
 
+    def confident_labels(
+        self,
+        net: Network,
+        dataset: ImageDataset,
+        indices: torch.Tensor,
+        args: Namespace,
+        until_stopped: Callable[[Iterator], Iterator],
+    ) -> torch.Tensor:
+        """int64, one per image of the data set; IGNORED for the images of others, too."""
+        device = net_device(net)
+        size = evaluation_batch_size(args.batch_size, dataset.input_shape, device)
+        with torch.no_grad():
+            batches = until_stopped(dataset.evaluation_batches(indices, size, device))
+            probabilities = torch.cat([softmax(net(images)[1], dim=1) for images in batches])
+        confidence, classes = probabilities.max(dim=1)
+        chosen = classes.masked_fill(confidence < args.confidence_threshold, IGNORED)
+        labels = torch.full((len(dataset),), IGNORED)
+        labels[indices] = chosen.cpu()
+        return labels
+
     def evaluate(
         self, networks: Sequence[Network], dataset: ImageDataset, args: Namespace
     ) -> dict[str, float]:
         """AUROC and the metrics at the threshold, averaged over the classes."""
         device = net_device(networks[0])
-        batch_size = evaluation_batch_size(args.batch_size, dataset.image_size, device)
+        batch_size = evaluation_batch_size(args.batch_size, dataset.input_shape, device)
         probabilities = predict_on_all(networks, dataset, batch_size)
         return evaluation_numbers(dataset.labels.numpy(), probabilities, args.threshold)
 

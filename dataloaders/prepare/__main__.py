@@ -1,11 +1,13 @@
-"""A raw data set -> images + CSV: `python -m dataloaders.prepare rsna|isic|medmnist`."""
+"""A raw data set -> images + CSV: `python -m dataloaders.prepare rsna|isic|medmnist|decathlon`."""
 
 import argparse
 from pathlib import Path
 
 from dataloaders.dicom import WINDOW_CHOICES, Preprocessing
 from dataloaders.medmnist import prepare_medmnist
+from dataloaders.nifti import MODALITIES
 from dataloaders.prepare.conversion import Options
+from dataloaders.prepare.decathlon import prepare_decathlon
 from dataloaders.prepare.isic import prepare_isic
 from dataloaders.prepare.rsna import prepare_rsna
 from utils.errors import OneLineParser, run_command, whole_number
@@ -43,16 +45,28 @@ def _medmnist(arguments: argparse.Namespace) -> None:
     prepare_medmnist(arguments.file, arguments.out)
 
 
+def _decathlon(arguments: argparse.Namespace) -> None:
+    prepare_decathlon(
+        arguments.dataset_dir,
+        arguments.out,
+        arguments.facts,
+        arguments.spacing and tuple(arguments.spacing),
+        arguments.modality,
+        arguments.max_bad,
+    )
+
+
 def _options(arguments: argparse.Namespace) -> Options:
     return Options(arguments.max_bad, arguments.allow_missing, arguments.workers)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="python -m dataloaders.prepare", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="rsna|isic|medmnist")
+    commands = parser.add_subparsers(required=True, metavar="rsna|isic|medmnist|decathlon")
     _add_rsna(commands)
     _add_isic(commands)
     _add_medmnist(commands)
+    _add_decathlon(commands)
     return parser
 
 
@@ -98,6 +112,36 @@ def _add_medmnist(commands) -> None:
     parser.set_defaults(prepare=_medmnist)
     parser.add_argument("file", type=Path, help="for example dermamnist.npz or dermamnist_224.npz")
     parser.add_argument("--out", type=Path, required=True, help="output folder")
+
+
+def _add_decathlon(commands) -> None:
+    parser = commands.add_parser(
+        "decathlon", help="a task of the Medical Segmentation Decathlon, or nnU-Net's raw data"
+    )
+    parser.set_defaults(prepare=_decathlon)
+    parser.add_argument(
+        "--dataset_dir", type=Path, required=True, help="folder with dataset.json, imagesTr, ..."
+    )
+    parser.add_argument("--out", type=Path, required=True, help="output folder")
+    parser.add_argument(
+        "--facts", type=Path, help="CSV VolumeID,PatientID[,site] of what the files do not say"
+    )
+    parser.add_argument(
+        "--spacing",
+        type=float,
+        nargs=3,
+        metavar="MM",
+        help="sides of every voxel; default the median, and no resampling where all have it",
+    )
+    parser.add_argument(
+        "--modality", choices=MODALITIES, help="how to normalise (as dataset.json says)"
+    )
+    parser.add_argument(
+        "--max_bad",
+        type=whole_number("--max_bad", 0, 10**9),
+        default=0,
+        help="more rejected volumes than this is an error, exit status 2 (%(default)s)",
+    )
 
 
 def _add_common(parser: argparse.ArgumentParser, size: int) -> None:

@@ -133,7 +133,8 @@ def test_revised_slides():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_set_flags_that_exist_within_their_ranges(preset):
     assert set(PRESETS[preset]) <= set(flag_names())
-    args = parse("--preset", preset)
+    volumes = ["--volumes", "volumes"] if "unet3d" in PRESETS[preset].values() else []
+    args = parse("--preset", preset, *volumes)
     for name, value in PRESETS[preset].items():
         assert getattr(args, name) == value
     json.dumps(plain_args(args))

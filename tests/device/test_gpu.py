@@ -77,7 +77,9 @@ def test_recorded_passes_give_the_plain_bits(trainer, precision):
         set_precision([net], precision)
         client.args.compile = mode
         passes = passes_by_momentum([client])
-        assert compile_networks([net], client.args, 16, 32, passes, said.append) == mode, said
+        assert compile_networks([net], client.args, 16, (3, 32, 32), passes, said.append) == mode, (
+            said
+        )
         updates.append(client.train(net, copy_weights(net), 60, make_target().named()))
         updates[-1].stats.pop("seconds")
     assert_identical(updates[0].weights, updates[1].weights)

@@ -155,10 +155,10 @@ def test_devices(monkeypatch):
 def test_a_run_meant_for_a_gpu_does_not_begin_by_itself_where_it_would_take_days():
     paper, cpu = options("--preset", "paper"), [torch.device("cpu")]
     with pytest.raises(UserError, match="no GPU here: 100 rounds of 17503 .* 4 days .*--gpu cpu"):
-        refuse_endless_run(paper, cpu, 17_503, 224)
-    refuse_endless_run(paper, [torch.device("cuda", 0)], 17_503, 224)
-    refuse_endless_run(paper, cpu, 1_750, 224)
-    refuse_endless_run(options("--preset", "paper", "--gpu", "cpu"), cpu, 17_503, 224)
+        refuse_endless_run(paper, cpu, 17_503, (3, 224, 224))
+    refuse_endless_run(paper, [torch.device("cuda", 0)], 17_503, (3, 224, 224))
+    refuse_endless_run(paper, cpu, 1_750, (3, 224, 224))
+    refuse_endless_run(options("--preset", "paper", "--gpu", "cpu"), cpu, 17_503, (3, 224, 224))
 
 
 class Network:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from local_update import Stopped
-from methods.self_training import IGNORED, SelfTrainingLocalUpdate
+from local_update import IGNORED, Stopped
+from methods.self_training import SelfTrainingLocalUpdate
 from tasks.classification import Classification
 from tests.helpers.small_clients import (
     CPU,
@@ -66,7 +66,7 @@ def test_expectation_labels_the_clients_own_images(net, weights, dataset, confid
     client = make_client(dataset, "--confidence_threshold", str(confidence))
     net.load_state_dict(weights)
     before = copy_weights(net)
-    labels = client.pseudo_label(net, CPU)
+    labels = client.pseudo_labels(net)
     expected = probabilities_of(net, weights, dataset)
     sure = expected.amax(dim=1) >= confidence
     assert 0 < sure.sum() < len(sure)

@@ -165,7 +165,8 @@ def test_compiled_numbers_are_the_plain_ones(traced):
     net, said = tiny_network(), []
     plain = tiny_network()
     before = copy_weights(net)
-    assert compile_networks([net], compile_flags(), 100, 32, {0.1: 1}, said.append) == "on"
+    done = compile_networks([net], compile_flags(), 100, (3, 32, 32), {0.1: 1}, said.append)
+    assert done == "on"
     assert sorted(traced) == [4, 4, 6] and "compiled the backbone" in said[0]
     assert_identical(copy_weights(net), before)
     assert all(parameter.grad is None for parameter in net.parameters())
@@ -194,7 +195,7 @@ def test_every_program_is_made_in_the_warm_up_by_the_thread_that_runs_it(
     ]
     used = passes_by_momentum(clients)
     args = make_args(preset, "--compile", "on")
-    assert compile_networks(networks, args, 16, 32, used, said.append) == "on"
+    assert compile_networks(networks, args, 16, (3, 32, 32), used, said.append) == "on"
     made = devices * (momentums + 2)
     assert len(traced) == made
     weights = copy_weights(networks[0])
@@ -230,10 +231,12 @@ def test_what_does_not_compile_trains_as_it_is(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", broken)
     net, said = tiny_network(), []
-    assert compile_networks([net], compile_flags(), 100, 32, {0.1: 1}, said.append) == "off"
+    assert (
+        compile_networks([net], compile_flags(), 100, (3, 32, 32), {0.1: 1}, said.append) == "off"
+    )
     assert said == ["--compile on: training uncompiled (RuntimeError: no compiler here)"]
     assert net.pooled(torch.randn(4, 3, 32, 32)).shape == (4, NUM_FEATURES)
-    compile_networks([net], compile_flags(compile="off"), 100, 32, {0.1: 1}, said.append)
+    compile_networks([net], compile_flags(compile="off"), 100, (3, 32, 32), {0.1: 1}, said.append)
     assert len(said) == 1
 
 
@@ -264,7 +267,9 @@ def recorded(monkeypatch):
 def test_recorded_passes_are_used_where_they_fit_and_change_nothing(recorded):
     net, plain, said = tiny_network(), tiny_network(), []
     passes = {0.1: 2, 0.5: 1}
-    assert compile_networks([net], compile_flags(), 100, 32, passes, said.append) == "graphs"
+    assert (
+        compile_networks([net], compile_flags(), 100, (3, 32, 32), passes, said.append) == "graphs"
+    )
     assert recorded == [("recorded", True, 4)] * 3 + [("recorded", False, 6), ("recorded", True, 4)]
     assert_identical(copy_weights(net), copy_weights(plain))
     recorded.clear()
@@ -324,5 +329,5 @@ def test_any_number_of_networks_gives_the_same_bits(networks):
 
 
 def test_evaluation_batches():
-    assert evaluation_batch_size(48, 224, torch.device("cuda")) == 192
-    assert [evaluation_batch_size(8, size, CPU) for size in (64, 128, 512)] == [32, 8, 4]
+    assert evaluation_batch_size(48, (3, 224, 224), torch.device("cuda")) == 192
+    assert [evaluation_batch_size(8, (3, size, size), CPU) for size in (64, 128, 512)] == [32, 8, 4]

@@ -26,6 +26,7 @@ from utils.metrics.numbers import DEFAULT_THRESHOLD
 from utils.metrics.predictions import Predictions, read_predictions, write_predictions
 from utils.plots.runs import rebuild_figures
 from utils.report.figures import ImageLoader, draw_all
+from utils.report.volumes import SCORES_FILE, rebuild_volume_report
 from utils.schema import Check, anything, choice, mapping, record, text
 from utils.table_files import to_markdown
 
@@ -324,7 +325,10 @@ def _json_or_empty(path: Path, check: Check = anything) -> dict:
 def main() -> None:
     """`python -m utils.report runs/NAME`: rebuild tables/, figures/ and REPORT.md."""
     parser = OneLineParser(prog="python -m utils.report", description=main.__doc__)
-    parser.add_argument("folder", type=Path, help=f"a folder with {TEST_FILE}")
+    parser.add_argument("folder", type=Path, help=f"a folder with {TEST_FILE} or {SCORES_FILE}")
     folder = parser.parse_args().folder
-    rebuild_report(folder)
+    if (folder / SCORES_FILE).exists():
+        rebuild_volume_report(folder)
+    else:
+        rebuild_report(folder)
     print(f"report: {folder / 'REPORT.md'}")

@@ -17,6 +17,10 @@ METRIC_WORDS = {
     "F1": "f1",
     "Senss": "sensitivity",
     "Specs": "specificity",
+    "Dice": "dice",
+    "Jaccard": "jaccard",
+    "HD95": "hd95",
+    "ASD": "asd",
 }
 
 
@@ -64,9 +68,19 @@ def evaluation_line(
     return line
 
 
+def volume_evaluation_line(
+    dice: float, jaccard: float, hd95: float, asd: float, split: str = "TEST"
+) -> str:
+    """Segmented volumes: overlaps as fractions, distances between surfaces in mm; class means."""
+    return (
+        f"{split} Dice: {dice:.6f}, {split} Jaccard: {jaccard:.6f}, HD95: {hd95:.6f}, "
+        f"ASD: {asd:.6f}"
+    )
+
+
 _NUMBER = r"(?:nan|[-+]?inf|[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)"
 # A metric is always written with six decimals: fewer means that the line was cut off.
-_METRIC = rf"(?:{'|'.join(METRIC_WORDS)}): (?:nan|\d\.\d{{6}})(?!\d)"
+_METRIC = rf"(?:{'|'.join(METRIC_WORDS)}): (?:nan|\d+\.\d{{6}})(?!\d)"
 
 STAMP = r"\[\d\d:\d\d:\d\d\.\d{3}\]"
 RECORD = re.compile(
@@ -82,7 +96,7 @@ RECORD = re.compile(
     rf"|(?P<note>(?:^|(?<=\] )){NOTE_MARK}.*?)(?={STAMP}|$)",
     re.MULTILINE,
 )
-_METRIC_PAIR = re.compile(r"(\w+): (nan|\d\.\d{6})")
+_METRIC_PAIR = re.compile(r"(\w+): (nan|\d+\.\d{6})")
 
 
 def metrics_of(record: re.Match) -> dict[str, float]:

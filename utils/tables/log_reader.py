@@ -65,10 +65,10 @@ def _value(text: str) -> object:
 # superset of options.FREE_ON_RESUME, which is not imported because torch would come with it.
 RESUMPTION_FLAGS = frozenset(
     {"resume", "rounds", "start_epoch", "global_step", "gpu", "run_dir", "progress", "dry_run"}
-    | {"cache", "cache_dir", "compile", "client_state", "keep_state", "on_bad_client"}
+    | {"cache", "cache_dir", "compile", "precision", "client_state", "keep_state", "on_bad_client"}
     | {"keep_rounds", "sites"}
     | {"save_every", "figure_every", "client_cpus", "client_gpus", "min_clients", "client_timeout"}
-    | {"root_path", "csv_file_train", "csv_file_val", "csv_file_test", "medmnist"}
+    | {"root_path", "csv_file_train", "csv_file_val", "csv_file_test", "medmnist", "volumes"}
 )
 
 # A number that stands right before one of these may have lost its last digits.

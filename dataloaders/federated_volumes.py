@@ -1,0 +1,244 @@
+"""The data of one federated run on volumes: three sets, and each client's share of the first."""
+
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dataloaders.federated import FederatedData
+from dataloaders.partition import (
+    labelled_clients,
+    labelled_fraction,
+    set_sizes,
+    split,
+    split_by_column,
+    split_by_site,
+)
+from dataloaders.patches import VolumeDataset
+from dataloaders.split import Split, load_split, shared_values
+from dataloaders.volumes import TABLE_FILE, VolumeTable, open_volumes, read_volumes
+from utils.errors import UserError
+from utils.json_files import read_json
+from utils.schema import choice, number, record, sequence
+from utils.table_files import to_markdown
+from utils.tensors import derive_seed
+
+SETS = ("train", "val", "test")
+SMALLEST_CLIENT = 1
+PREPARATION = record(
+    {
+        "modality": choice("mr", "ct"),
+        "ct_window": sequence(number(-1e6, 1e6), 2, 2),
+        "spacing": sequence(number(1e-3, 1e3), 3, 3),
+    }
+)
+
+
+def load_federated_volumes(args: Namespace, say: Callable[[str], None]) -> FederatedData:
+    """Read the tables, map the arrays and deal the training volumes to the clients.
+
+    `say` gets how the sets and the clients were made. Raises `UserError` for whatever in the data
+    or the flags about them cannot be used.
+    """
+    tables, how = read_sets(args)
+    dealt = None
+    say(f"sets: {how}")
+    if "train" in tables:
+        dealt = deal_volumes(args, tables["train"])
+        for line in describe_volumes(tables, dealt):
+            say(line)
+    datasets = {
+        name: VolumeDataset(
+            open_volumes(args.volumes, table), table, tuple(args.patch_size), args.foreground
+        )
+        for name, table in tables.items()
+    }
+    check_patch_size(args.patch_size, len(args.unet_channels))
+    if (found := datasets["test"].input_shape[0]) != args.channels:
+        raise UserError(
+            f"--channels {args.channels}: the volumes in {args.volumes} have {found}; give "
+            f"--channels {found}"
+        )
+    preparation = read_preparation(args.volumes) | {
+        "channels": args.channels,
+        "patch_size": list(args.patch_size),
+    }
+    return FederatedData(
+        tables.get("train"),
+        datasets.get("train"),
+        datasets.get("val"),
+        datasets["test"],
+        dealt,
+        {"volumes": preparation},
+        len(tables.get("train", ())),
+    )
+
+
+def read_sets(args: Namespace) -> tuple[dict[str, VolumeTable], str]:
+    """The tables by set ("train", "val" where there is one, "test"), and in words how they came
+    about: from the files that the flags name, else from volumes.csv by `divide`."""
+    files = {name: getattr(args, f"csv_file_{name}") for name in SETS}
+    if files["test"] is not None:
+        tables = {name: read_volumes(path) for name, path in files.items() if path is not None}
+        classes = {name: table.class_names for name, table in tables.items()}
+        if len(set(classes.values())) > 1:
+            raise UserError(f"{files['test']}: its classes are not those of {args.csv_file_train}")
+        return tables, "as the files say"
+    whole = read_volumes(args.volumes / TABLE_FILE)
+    parts, how = divide(whole, args.volume_sets, derive_seed(args.seed, "sets") % 2**32)
+    tables = {name: whole.select(rows) for name, rows in zip(SETS, parts, strict=True) if len(rows)}
+    return tables, how
+
+
+def divide(table: VolumeTable, sizes: Sequence[float], seed: int) -> tuple[list[np.ndarray], str]:
+    """Rows of the training, validation and test set, and how they were made, in words.
+
+    The rows, in their order, are a ring, cut open at a place drawn from `seed`; each set is a run
+    of neighbours on it: neighbouring numbers are often two scans of one patient. Where the table
+    knows patients, they are what the ring is made of, so that none stands in two sets. `sizes` are
+    shares that sum to 1, or numbers of volumes; the validation set may have none.
+    """
+    units, named = blocks_of(table)
+    shares = np.asarray(sizes, np.float64)
+    wanted = set_sizes(sizes, len(table), optional=(1,))[:3]
+    shift = int(np.random.default_rng(seed).integers(len(units)))
+    ring = [*units[shift:], *units[:shift]]
+    lengths = np.cumsum([len(unit) for unit in ring])
+    cuts = [int(np.abs(lengths - edge).argmin()) + 1 for edge in np.cumsum(wanted)]
+    if wanted[1] == 0:
+        cuts[1] = cuts[0]
+    starts = [0, cuts[0], cuts[1]]
+    parts = [
+        np.array(sorted(row for unit in ring[start:stop] for row in unit), dtype=np.int64)
+        for start, stop in zip(starts, cuts, strict=True)
+    ]
+    if not (len(parts[0]) and len(parts[2])):
+        raise UserError(
+            f"--volume_sets {' '.join(f'{size:g}' for size in shares)}: {table.source} has "
+            f"{len(units)} {named}, too few for these sets"
+        )
+    return parts, f"contiguous blocks of {named}, {', '.join(str(len(part)) for part in parts)}"
+
+
+def blocks_of(table: VolumeTable) -> tuple[list[list[int]], str]:
+    """The rows that stay together, in the table's order, and what they are called."""
+    if table.groups is None:
+        return [[row] for row in range(len(table))], "volumes (patients unknown)"
+    members: dict[str, list[int]] = {}
+    for row, group in enumerate(table.groups):
+        members.setdefault(group, []).append(row)
+    return list(members.values()), "patients"
+
+
+def split_blocks(table: VolumeTable, num_users: int) -> list[np.ndarray]:
+    """Clients that hold neighbouring volumes (or patients), as equal as whole blocks allow."""
+    units, named = blocks_of(table)
+    if not 1 <= num_users <= len(units):
+        raise UserError(f"--num_users {num_users}: there are {len(units)} {named}; give fewer")
+    parts = np.array_split(np.arange(len(units)), num_users)
+    return [np.array(sorted(row for unit in part for row in units[unit])) for part in parts]
+
+
+def deal_volumes(args: Namespace, table: VolumeTable) -> Split:
+    """Which training volumes each client holds, and which clients have labels."""
+    if args.split is not None:
+        return load_split(args.split, table)
+    seed = derive_seed(args.seed, "split") % 2**32
+    clients, how = _partition(args, table, seed)
+    count = None if args.labeled_ids else args.num_labeled
+    labeled = labelled_clients(args.num_users, count, args.labeled_ids)
+    if args.labeled_fraction:
+        alike = np.zeros(len(table), dtype=np.int64)
+        parts = [labelled_fraction(rows, alike, args.labeled_fraction, seed) for rows in clients]
+        clients = [part for part, _ in parts] + [rest for _, rest in parts]
+        labeled = tuple(range(args.num_users))
+        how += f", {args.labeled_fraction:g} of each client's volumes labelled"
+    if args.labeled_volumes:
+        clients = [
+            rows[: args.labeled_volumes] if client in labeled else rows
+            for client, rows in enumerate(clients)
+        ]
+        how += f", the first {args.labeled_volumes} of each labelled client"
+    if min(map(len, clients)) < SMALLEST_CLIENT:
+        raise UserError(
+            f"--num_users {args.num_users}: a client would hold none of {len(table)} volumes"
+        )
+    return Split(clients, labeled, seed, how)
+
+
+def _partition(args: Namespace, table: VolumeTable, seed: int) -> tuple[list[np.ndarray], str]:
+    if args.partition == "blocks":
+        return split_blocks(table, args.num_users), f"contiguous blocks of {blocks_of(table)[1]}"
+    if args.partition == "iid":
+        return split(table, args.num_users, seed), "equal parts at random"
+    if args.partition == "site":
+        return split_by_site(table.sites, args.num_users), "by site"
+    if args.partition == "column":
+        return split_by_column(table.clients, args.num_users), "column client"
+    raise UserError(f"--partition {args.partition}: volumes have no class each; use blocks or site")
+
+
+def describe_volumes(tables: dict[str, VolumeTable], dealt: Split) -> list[str]:
+    """How the clients were made, who holds how many voxels of what, and shared patients."""
+    train = tables["train"]
+    header = ["client", "labels", "volumes", *train.class_names]
+    rows = [
+        [
+            str(client),
+            "yes" if client in dealt.labelled else "no",
+            str(len(held)),
+            *map(str, train.counts[held].sum(axis=0)),
+        ]
+        for client, held in enumerate(dealt.clients)
+    ]
+    lines = [f"clients: {dealt.how}; voxels of each class:\n{to_markdown(header, rows).rstrip()}"]
+    for client in dealt.labelled:
+        counts = train.counts[dealt.clients[client]].sum(axis=0)
+        lines += [
+            f"warning: labelled client {client} has no voxel of {name}: its row of the relation "
+            "matrix says nothing there"
+            for name, count in zip(train.class_names, counts, strict=True)
+            if count == 0
+        ]
+    groups = [table.groups for table in tables.values()]
+    if None not in groups:
+        shared, total = shared_values(groups)
+        lines.append(f"patients in more than one set: {shared} of {total}")
+    return lines
+
+
+def dry_run_volumes(args: Namespace) -> list[str]:
+    """Check tables and arrays without training; lines to print. `UserError` as in `load`."""
+    tables, how = read_sets(args)
+    check_patch_size(args.patch_size, len(args.unet_channels))
+    lines = [f"sets: {how}"]
+    for name, table in tables.items():
+        arrays = open_volumes(args.volumes, table)
+        size = sum(array.nbytes for array in arrays) / 1e6
+        lines.append(
+            f"{name}: {len(table)} volumes, {len(arrays[0]) - 1} channel(s), {size:.0f} MB"
+        )
+    return lines + describe_volumes(tables, deal_volumes(args, tables["train"]))
+
+
+def check_patch_size(patch_size: Sequence[int], levels: int) -> None:
+    """`UserError` unless every side can be halved as often as the network does."""
+    step = 2 ** (levels - 1)
+    if odd := [side for side in patch_size if side % step]:
+        raise UserError(
+            f"--patch_size {' '.join(map(str, patch_size))}: {odd[0]} is no multiple of {step}; "
+            f"the {levels} levels of --unet_channels halve a side {levels - 1} times"
+        )
+
+
+def read_preparation(folder: Path) -> dict:
+    """How files became the arrays of `folder`: modality, ct_window, spacing; from manifest.json."""
+    advice = "prepare the volumes again"
+    manifest = read_json(folder / "manifest.json", advice=advice)
+    found = {key: manifest.get(key) for key in ("modality", "ct_window", "spacing")}
+    try:
+        PREPARATION(found, "")
+    except ValueError as error:
+        raise UserError(f"{folder / 'manifest.json'}: {error}; {advice}") from None
+    return found

@@ -1,0 +1,178 @@
+"""NIfTI files, read with suspicion, and made into the arrays that networks see.
+
+Every volume is turned to the axes of RAS (right, anterior, superior are the ends), normalised by
+itself and, where it differs, resampled; `Volume.restore` takes a prediction back the same way.
+"""
+
+import os
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from utils.packages import import_3d
+
+MODALITIES = ("mr", "ct")
+CT_WINDOW = (-200.0, 300.0)  # HU, soft tissue: mapped to -1 .. 1
+SAME = 0.01  # relative difference of voxel sides that does not matter
+AFFINE_TOLERANCE = 1e-3  # mm
+MOST_COMPRESSED = 1032  # DEFLATE's largest ratio
+BYTES_PER_VOXEL = 24  # float64 as read, float32 beside it, and what resampling holds
+SUFFIXES = (".nii.gz", ".nii")
+
+
+class Volume(NamedTuple):
+    """An image as its file has it. data: (K, X, Y, Z) float32 in RAS axes; spacing: mm along
+    them. affine, orientation: the file's own, for `restore`; shape: (X, Y, Z) in the file."""
+
+    data: np.ndarray
+    spacing: tuple[float, float, float]
+    affine: np.ndarray
+    orientation: np.ndarray
+    shape: tuple[int, int, int]
+
+    def restore(self, labels: np.ndarray) -> np.ndarray:
+        """Labels (X, Y, Z) on the grid of `data` -> the file's own axes, uint8."""
+        orientations = import_3d("nibabel.orientations")
+        to_ras = orientations.axcodes2ornt(("R", "A", "S"))
+        back = orientations.ornt_transform(to_ras, self.orientation)
+        return np.ascontiguousarray(orientations.apply_orientation(labels, back).astype(np.uint8))
+
+
+def volume_name(path: Path) -> str | None:
+    """The file's name without .nii or .nii.gz, None for any other file and for macOS's `._x`."""
+    if path.name.startswith("._"):
+        return None
+    endings = [suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)]
+    return path.name[: -len(endings[0])] if endings else None
+
+
+def read_nifti(path: Path) -> Volume:
+    """An image of three dimensions, or of four with the channels last.
+
+    Raises `ValueError`, in words, for a file that cannot be read, another number of dimensions, a
+    single slice, a header that claims more than the file or the memory can hold, and voxels that
+    are not finite.
+    """
+    nibabel, orientations = import_3d("nibabel"), import_3d("nibabel.orientations")
+    try:
+        image = nibabel.load(path)
+        _check_header(path, image)
+        orientation = orientations.io_orientation(image.affine)
+        data = np.asanyarray(image.dataobj).astype(np.float32)
+    except FileNotFoundError:
+        raise ValueError("no such file") from None
+    except (OSError, EOFError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
+        raise ValueError(f"cannot be read, cut off or no NIfTI ({_one_line(error)})") from None
+    except MemoryError:
+        raise ValueError("larger than the memory that is free") from None
+    if not np.isfinite(data).all():
+        raise ValueError("has voxels that are not finite numbers")
+    if np.isnan(orientation).any():
+        raise ValueError("its affine has no three directions")
+    spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
+    to_ras = orientations.ornt_transform(orientation, orientations.axcodes2ornt(("R", "A", "S")))
+    turned = orientations.apply_orientation(data, to_ras)
+    sides = [0.0] * 3
+    for axis, (target, _) in enumerate(orientation):
+        sides[int(target)] = float(spacing[axis])
+    channels = turned[None] if turned.ndim == 3 else np.moveaxis(turned, -1, 0)
+    return Volume(
+        np.ascontiguousarray(channels), tuple(sides), image.affine, orientation, data.shape[:3]
+    )
+
+
+def header_spacing(path: Path) -> tuple[float, ...]:
+    """mm of an image's voxels along the axes of RAS, from its header; `ValueError` as above."""
+    nibabel, orientations = import_3d("nibabel"), import_3d("nibabel.orientations")
+    try:
+        image = nibabel.load(path)
+        _check_header(path, image)
+        orientation = orientations.io_orientation(image.affine)
+    except (OSError, EOFError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
+        raise ValueError(f"{path.name} cannot be read ({_one_line(error)})") from None
+    sides = np.linalg.norm(image.affine[:3, :3], axis=0)
+    if np.isnan(orientation).any():
+        raise ValueError(f"{path.name}: its affine has no three directions")
+    return tuple(sides[np.argsort(orientation[:, 0])].tolist())
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _check_header(path: Path, image) -> None:
+    shape = image.shape
+    if len(shape) not in (3, 4):
+        raise ValueError(f"has {len(shape)} dimensions; only three, or four with channels, are")
+    if min(shape[:3]) < 2:
+        raise ValueError(f"is a single slice ({'x'.join(map(str, shape))} voxels), not a volume")
+    voxels = int(np.prod([int(side) for side in shape], dtype=object))
+    claimed = voxels * image.get_data_dtype().itemsize
+    stored = os.stat(path).st_size * (MOST_COMPRESSED if path.name.endswith(".gz") else 1)
+    if claimed > stored:
+        raise ValueError(f"its header claims {claimed:.3g} bytes, more than the file can hold")
+    if voxels * BYTES_PER_VOXEL > available_memory():
+        raise ValueError(
+            f"needs {voxels * BYTES_PER_VOXEL / 1e9:.1f} GB of memory, "
+            f"{available_memory() / 1e9:.1f} GB are free"
+        )
+
+
+def available_memory() -> float:
+    """Bytes of main memory that are free, as far as the system says."""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            facts = dict(line.split(":", 1) for line in file)
+        free = int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        pass
+    return free if limit == resource.RLIM_INFINITY else min(free, limit)
+
+
+def normalise(data: np.ndarray, modality: str, window: tuple[float, float]) -> np.ndarray:
+    """Image (K, X, Y, Z) -> float32, channel by channel: "mr" mean 0 and deviation 1 of the whole
+    volume, "ct" the window (HU) mapped to -1 .. 1 and clipped. `ValueError` for a constant one."""
+    if modality == "ct":
+        low, high = window
+        return (np.clip(data, low, high) - low) * (2 / (high - low)) - 1
+    mean = data.mean(axis=(1, 2, 3), keepdims=True, dtype=np.float64)
+    deviation = data.std(axis=(1, 2, 3), keepdims=True, dtype=np.float64)
+    if not (deviation > 0).all():
+        raise ValueError("is constant: there is nothing to see in it")
+    return ((data - mean) / deviation).astype(np.float32)
+
+
+def resample(data: np.ndarray, shape: tuple[int, int, int], order: int) -> np.ndarray:
+    """(K, X, Y, Z) on a grid of `shape` over the same extent: order 1 is linear, 0 the nearest."""
+    if data.shape[1:] == tuple(shape):
+        return data
+    factors = [1, *(new / old for new, old in zip(shape, data.shape[1:], strict=True))]
+    return ndimage.zoom(data, factors, order=order, mode="nearest", grid_mode=True)
+
+
+def resampled_shape(
+    shape: tuple[int, int, int],
+    spacing: tuple[float, float, float],
+    wanted: tuple[float, float, float],
+) -> tuple[int, int, int]:
+    """The grid that has voxels of `wanted` mm over the extent of one with `spacing`."""
+    return tuple(
+        side if abs(mm - new) <= SAME * new else max(round(side * mm / new), 1)
+        for side, mm, new in zip(shape, spacing, wanted, strict=True)
+    )
+
+
+def write_labels(path: Path, labels: np.ndarray, affine: np.ndarray) -> None:
+    """Write labels (X, Y, Z) uint8 as NIfTI with this affine, whole or not at all."""
+    nibabel = import_3d("nibabel")
+    image = nibabel.Nifti1Image(labels, affine)
+    temporary = path.with_name(f".{path.name.removesuffix('.nii.gz')}.partial.nii.gz")
+    nibabel.save(image, temporary)
+    os.replace(temporary, path)

@@ -1,0 +1,399 @@
+"""Medical Segmentation Decathlon, or nnU-Net's dialect of it -> volumes.csv and arrays/.
+
+The output folder also holds rejected.csv, manifest.json, and progress.csv: one line per finished
+volume, from which a later run knows what is done.
+"""
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from dataloaders.columns import quoted, read_csv_text
+from dataloaders.nifti import (
+    AFFINE_TOLERANCE,
+    CT_WINDOW,
+    Volume,
+    header_spacing,
+    normalise,
+    read_nifti,
+    resample,
+    resampled_shape,
+    volume_name,
+)
+from dataloaders.volumes import ARRAYS, FACTS, TABLE_FILE, shape_text
+from utils.errors import UserError
+from utils.files import FolderLock, atomic_write, sweep_temporary_files, write_text
+from utils.json_files import read_json
+from utils.schema import anything, mapping, record, text
+from utils.table_files import to_csv
+
+DATASET_FILE = record(
+    {"labels": mapping(text(100), anything, largest=256)},
+    {
+        "training": anything,
+        "modality": mapping(text(20), text(100), largest=64),
+        "channel_names": mapping(text(20), text(100), largest=64),
+        "file_ending": text(20),
+        "name": text(200),
+    },
+)
+SITE_GAP = 0.3  # decades between the intensities of two sites: a factor of two
+
+
+class Pair(NamedTuple):
+    """A volume: its name, the files of its channels (one file may hold several) and its label."""
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path
+
+
+class Labels(NamedTuple):
+    """names: classes, background first. values: the number of each in the label files."""
+
+    names: tuple[str, ...]
+    values: tuple[int, ...]
+
+
+def prepare_decathlon(
+    dataset_dir: Path,
+    out: Path,
+    facts: Path | None = None,
+    spacing: tuple[float, float, float] | None = None,
+    modality: str | None = None,
+    max_bad: int = 0,
+) -> None:
+    """Check and convert every labelled volume of `dataset_dir`.
+
+    facts: a CSV `VolumeID,PatientID[,site]`. spacing: mm of every volume's voxels; by default the
+    median of all, and a volume that has it is not touched. modality: "mr" or "ct", by default as
+    dataset.json says. `UserError` for what cannot be used, and where more than `max_bad` volumes
+    were rejected: then there is no volumes.csv.
+    """
+    content = _read_description(dataset_dir)
+    labels = read_labels(dataset_dir, content["labels"])
+    pairs = find_pairs(dataset_dir, content)
+    known = _read_facts(facts, [pair.name for pair in pairs])
+    settings = {"modality": modality or find_modality(content), "ct_window": list(CT_WINDOW)}
+    lock = FolderLock(out, "--out")
+    try:
+        rejected: list[tuple[str, str]] = []
+        wanted = spacing or _median_spacing(pairs, rejected)
+        settings["spacing"] = [float(side) for side in wanted]
+        settings["classes"] = dict(zip(labels.names, labels.values, strict=True))
+        _refuse_other_settings(out, settings)
+        (out / ARRAYS).mkdir(parents=True, exist_ok=True)
+        sweep_temporary_files(out / ARRAYS)
+        write_text(out / "manifest.json", _manifest(settings, content, {"complete": False}))
+        rows = _convert_all(pairs, out, labels, settings, rejected)
+        write_text(out / "rejected.csv", to_csv(("volume", "reason"), sorted(set(rejected))))
+        _refuse_rejected(dict(rejected), rows, out, max_bad)
+        _write_table(out, rows, labels, known)
+        counts = {"complete": True, "volumes": len(rows), "rejected": len(dict(rejected))}
+        write_text(out / "manifest.json", _manifest(settings, content, counts))
+    finally:
+        lock.release(keep_folder=(out / "manifest.json").exists())
+    print(f"{len(rows)} volumes in {out / TABLE_FILE}, {len(dict(rejected))} rejected")
+
+
+def read_labels(dataset_dir: Path, content: Mapping) -> Labels:
+    """Of dataset.json: MSD's number -> name, or nnU-Net's name -> number."""
+    pairs = []
+    for key, value in content.items():
+        number, name = (key, value) if str(key).isdecimal() else (value, key)
+        if not str(number).isdecimal() or not isinstance(name, str) or int(number) > 255:
+            raise UserError(
+                f"{dataset_dir}/dataset.json: labels: {quoted(str(key))}: {quoted(str(value))}; "
+                "give numbers from 0 to 255 and names (regions of nnU-Net are not supported)"
+            )
+        pairs.append((int(number), name))
+    values, names = zip(*sorted(pairs), strict=True)
+    bad = [name for name in names if not name or name in FACTS or set(name) & set(",\"'\r\n")]
+    if values[0] != 0 or len(set(values)) < len(values) or len(set(names)) < len(names) or bad:
+        raise UserError(
+            f"{dataset_dir}/dataset.json: labels must name 0, the background, and every other "
+            f"number once, by names that a CSV's header can hold; it has {dict(pairs)}"
+        )
+    if len(values) < 2:
+        raise UserError(f"{dataset_dir}/dataset.json: labels name no structure, only background")
+    return Labels(names, values)
+
+
+def find_modality(content: Mapping) -> str:
+    """ "ct" where dataset.json says that every channel is CT, else "mr"."""
+    channels = content.get("channel_names") or content.get("modality") or {}
+    return "ct" if channels and all(name.lower() == "ct" for name in channels.values()) else "mr"
+
+
+def find_pairs(dataset_dir: Path, content: Mapping) -> list[Pair]:
+    """The labelled volumes in the order of their names' numbers.
+
+    MSD lists them; of nnU-Net's dialect they are the files of labelsTr. `UserError` for a path
+    that leads out of the folder and for files that are not there.
+    """
+    if content.get("training"):
+        pairs = [_listed_pair(dataset_dir, entry) for entry in content["training"]]
+    else:
+        pairs = _nnunet_pairs(dataset_dir, content)
+    names = [pair.name for pair in pairs]
+    if not pairs or len(set(names)) < len(names):
+        raise UserError(
+            f"{dataset_dir}: {'two volumes of one name' if pairs else 'no labelled volumes'}; "
+            "give a folder with dataset.json, imagesTr and labelsTr"
+        )
+    for pair in pairs:
+        for path in (*pair.images, pair.label):
+            if not path.is_file():
+                raise UserError(f"{path}: no such file, though dataset.json names {pair.name}")
+    return sorted(pairs, key=lambda pair: _natural(pair.name))
+
+
+def _natural(name: str) -> list:
+    """A sorting key that takes x_9 before x_10."""
+    digits = "".join(c if c.isdecimal() else " " for c in name).split()
+    return [[int(part) for part in digits], name]
+
+
+def _listed_pair(dataset_dir: Path, entry: object) -> Pair:
+    paths = []
+    for key in ("image", "label"):
+        value = entry.get(key) if isinstance(entry, dict) else None
+        if not isinstance(value, str) or volume_name(Path(value)) is None:
+            raise UserError(
+                f"{dataset_dir}/dataset.json: training has {quoted(str(entry))}; expected "
+                'pairs {"image": "./imagesTr/x.nii.gz", "label": "./labelsTr/x.nii.gz"}'
+            )
+        path = dataset_dir / value
+        if not path.resolve().is_relative_to(dataset_dir.resolve()):
+            raise UserError(
+                f"{dataset_dir}/dataset.json: {quoted(value)} leads out of the folder; "
+                "name files inside it"
+            )
+        paths.append(path)
+    return Pair(volume_name(paths[1]), (paths[0],), paths[1])
+
+
+def _nnunet_pairs(dataset_dir: Path, content: Mapping) -> list[Pair]:
+    channels = content.get("channel_names") or {"0": ""}
+    ending = content.get("file_ending", ".nii.gz")
+    pairs = []
+    for label in sorted((dataset_dir / "labelsTr").glob(f"*{ending}")):
+        name = volume_name(label)
+        if name is not None:
+            files = [f"{name}_{int(channel):04d}{ending}" for channel in sorted(channels, key=int)]
+            images = tuple(dataset_dir / "imagesTr" / file for file in files)
+            pairs.append(Pair(name, images, label))
+    return pairs
+
+
+def _read_description(dataset_dir: Path) -> dict:
+    advice = "give the folder of a Decathlon task, which has dataset.json"
+    content = read_json(dataset_dir / "dataset.json", check=anything, advice=advice)
+    known = {key: content[key] for key in DATASET_KEYS if key in content}
+    try:
+        DATASET_FILE(known, "")
+    except ValueError as error:
+        raise UserError(f"{dataset_dir}/dataset.json: {error}; {advice}") from None
+    return known
+
+
+DATASET_KEYS = ("labels", "training", "modality", "channel_names", "file_ending", "name")
+
+
+def _read_facts(path: Path | None, names: list[str]) -> dict[str, dict[str, str]]:
+    """Column -> {volume: value} of the columns PatientID and site of a CSV."""
+    if path is None:
+        return {}
+    table = read_csv_text(path)
+    columns, _ = table.columns()
+    cells = dict(zip(table.header, columns, strict=True))
+    if "VolumeID" not in cells or not {"PatientID", "site"} & cells.keys():
+        raise UserError(f"{path} line 1: give the columns VolumeID and PatientID or site")
+    if missing := sorted(set(names) - set(cells["VolumeID"])):
+        raise UserError(f"{path}: no row for volume {missing[0]}; add it")
+    return {
+        column: dict(zip(cells["VolumeID"], cells[column], strict=True))
+        for column in ("PatientID", "site")
+        if column in cells
+    }
+
+
+def _median_spacing(pairs: list[Pair], rejected: list) -> tuple[float, float, float]:
+    """Of the images that can be read, from their headers."""
+    found = []
+    for pair in pairs:
+        try:
+            found.append(header_spacing(pair.images[0]))
+        except ValueError as error:
+            rejected.append((pair.name, f"image {error}"))
+    if not found:
+        raise UserError(f"{pairs[0].images[0]}: {rejected[0][1]}; none of the images can be read")
+    return tuple(float(side) for side in np.median(found, axis=0))
+
+
+def _convert_all(
+    pairs: list[Pair], out: Path, labels: Labels, settings: Mapping, rejected: list
+) -> list[dict]:
+    """A row for each volume, converted now or before; what cannot be goes to `rejected`."""
+    done = _read_progress(out)
+    rows = []
+    skip = dict(rejected)
+    with open(out / "progress.csv", "a", encoding="utf-8", newline="", buffering=1) as file:
+        progress = csv.writer(file, lineterminator="\n")
+        for pair in tqdm(pairs, unit="volume", disable=None):
+            if pair.name in skip:
+                continue
+            stamp = _stamp(pair)
+            row = done.get(pair.name)
+            if row is None or row["stamp"] != stamp or not _is_whole(out, row):
+                try:
+                    row = {"name": pair.name, "stamp": stamp} | _convert(
+                        pair, out, labels, settings
+                    )
+                except ValueError as error:
+                    rejected.append((pair.name, str(error)))
+                    continue
+                progress.writerow([json.dumps(row)])
+            rows.append(row)
+    return rows
+
+
+def _convert(pair: Pair, out: Path, labels: Labels, settings: Mapping) -> dict:
+    """Write a volume's array; what volumes.csv says of it. `ValueError`: why it cannot be used."""
+    images = [_named("image", path) for path in pair.images]
+    label = _named("label", pair.label)
+    for other in (*images[1:], label):
+        if other.shape != images[0].shape:
+            raise ValueError(
+                f"shapes differ: {shape_text(images[0].shape)} and {shape_text(other.shape)}"
+            )
+        if not np.allclose(other.affine, images[0].affine, atol=AFFINE_TOLERANCE):
+            raise ValueError("the affines of its files differ: they do not lie on each other")
+    data = np.concatenate([image.data for image in images])
+    classes = _classes(label, labels)
+    wanted = tuple(settings["spacing"])
+    shape = resampled_shape(data.shape[1:], images[0].spacing, wanted)
+    scale = float(np.percentile(np.abs(data[0]), 99.9))
+    try:
+        normal = normalise(data, settings["modality"], tuple(settings["ct_window"]))
+    except ValueError as error:
+        raise ValueError(f"image {error}") from None
+    array = np.concatenate([resample(normal, shape, 1), resample(classes[None], shape, 0)])
+    with atomic_write(out / ARRAYS / f"{pair.name}.npy") as file:
+        np.save(file, array.astype(np.float16))
+    resampled = shape != data.shape[1:]
+    return {
+        "shape": shape_text(shape),
+        "spacing": shape_text(wanted if resampled else images[0].spacing),
+        "scale": scale,
+        "counts": np.bincount(
+            array[-1].astype(np.int64).ravel(), minlength=len(labels.names)
+        ).tolist(),
+        "bytes": array.size * 2,
+    }
+
+
+def _named(kind: str, path: Path) -> Volume:
+    try:
+        return read_nifti(path)
+    except ValueError as error:
+        raise ValueError(f"{kind} {path.name} {error}") from None
+
+
+def _classes(label: Volume, labels: Labels) -> np.ndarray:
+    """Label values -> positions in `labels.names`, float32 (X, Y, Z)."""
+    if len(label.data) != 1:
+        raise ValueError("its label has four dimensions; three are expected")
+    values = np.unique(label.data[0])
+    if unknown := [f"{value:g}" for value in values if value not in labels.values]:
+        raise ValueError(f"label value {unknown[0]} is not in dataset.json")
+    if not values.any():
+        raise ValueError("its label is all background")
+    return np.searchsorted(labels.values, label.data[0]).astype(np.float32)
+
+
+def _stamp(pair: Pair) -> list[int]:
+    """Size and time of a pair's files: what has changed is converted anew."""
+    stats = [path.stat() for path in (*pair.images, pair.label)]
+    return [number for stat in stats for number in (stat.st_size, stat.st_mtime_ns)]
+
+
+def _is_whole(out: Path, row: Mapping) -> bool:
+    path = out / ARRAYS / f"{row['name']}.npy"
+    return path.exists() and path.stat().st_size > row["bytes"]
+
+
+def _read_progress(out: Path) -> dict[str, dict]:
+    path = out / "progress.csv"
+    if not path.exists():
+        return {}
+    done = {}
+    with open(path, encoding="utf-8", errors="replace", newline="") as file:
+        for cells in csv.reader(file):
+            try:
+                row = json.loads(cells[0])
+                done[row["name"]] = row
+            except (ValueError, IndexError, TypeError, KeyError):
+                continue  # a line cut off by a kill
+    return done
+
+
+def _refuse_rejected(rejected: Mapping, rows: list, out: Path, max_bad: int) -> None:
+    if rows and len(rejected) <= max_bad:
+        return
+    (out / TABLE_FILE).unlink(missing_ok=True)
+    name, reason = next(iter(rejected.items()))
+    raise UserError(
+        f"{len(rejected)} volume(s) rejected, more than --max_bad {max_bad}: {name}: {reason}; all "
+        f"reasons are in {out / 'rejected.csv'}: mend or remove them, or allow that many"
+    )
+
+
+def _refuse_other_settings(out: Path, settings: Mapping) -> None:
+    if not (out / "manifest.json").exists():
+        return
+    manifest = read_json(out / "manifest.json", advice="choose another --out")
+    found = {key: manifest.get(key) for key in settings}
+    if found != settings:
+        raise UserError(f"{out} was made with {found}, not with {settings}: choose another --out")
+
+
+def _manifest(settings: Mapping, content: Mapping, counts: Mapping) -> str:
+    described = {"dataset": content.get("name", ""), **settings, **counts}
+    return json.dumps(described, indent=2) + "\n"
+
+
+def _write_table(out: Path, rows: list[dict], labels: Labels, known: Mapping) -> None:
+    names = [row["name"] for row in rows]
+    table = {"VolumeID": names}
+    if "PatientID" in known:
+        table["PatientID"] = [known["PatientID"][name] for name in names]
+    if "site" in known:
+        table["site"] = [known["site"][name] for name in names]
+    else:
+        table["site"] = sites_by_scale([row["scale"] for row in rows])
+    table["shape"] = [row["shape"] for row in rows]
+    table["spacing"] = [row["spacing"] for row in rows]
+    counts = np.array([row["counts"] for row in rows])
+    table |= {name: counts[:, at] for at, name in enumerate(labels.names)}
+    with atomic_write(out / TABLE_FILE, "w") as file:
+        pd.DataFrame(table).to_csv(file, index=False, lineterminator="\n")
+
+
+def sites_by_scale(scales: list[float]) -> list[str]:
+    """A site's name for each volume, from the scale of its intensities: scales that are
+    more than a factor of two apart, with none between them, are two sites (in all
+    likelihood two scanners or two ways of export)."""
+    logs = np.log10(np.maximum(scales, 1e-12))
+    order = np.argsort(logs, kind="stable")
+    number = np.concatenate([[0], np.cumsum(np.diff(logs[order]) > SITE_GAP)])
+    site = np.empty(len(scales), dtype=np.int64)
+    site[order] = number
+    medians = [np.median(np.array(scales)[site == at]) for at in range(number[-1] + 1)]
+    return [f"scale-{medians[at]:.0e}" for at in site]
