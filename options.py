@@ -674,7 +674,7 @@ def _running(parser: argparse.ArgumentParser) -> None:
         "--compile",
         choices=COMPILES,
         default="auto",
-        help="graphs: record the backbone's passes once and replay them, the same bits in fewer "
+        help="graphs: record the backbone's passes once and replay them, the same numbers in fewer "
         "launches; on: compile it, other bits; auto: graphs on one GPU, on in long runs on several",
     )
     group.add_argument(

@@ -115,7 +115,7 @@ def load(args: argparse.Namespace) -> Model:
     weights, content = load_model(args.resume, args.class_names)
     net = build_network(content["architecture"], content["class_names"])
     load_weights(net, weights, args.resume)
-    device = choose_devices(args.gpu, print)[0]
+    device = choose_devices(args.gpu, print, default="0")[0]
     net = place_network(net, device)
     precision = choose_precision(args.precision, [device])
     set_precision([net], precision)

@@ -45,7 +45,7 @@ def train_site(site: Site, content: RecordDict) -> RecordDict:
     """One round of local training as `content` asks for it; the answer's content."""
     task, args = content["task"], site.args
     set_deterministic(bool(args.deterministic))
-    device = choose_devices(site.gpu, print)[0]
+    device = choose_devices(site.gpu, print, default="0")[0]
     net = network_on(device, site.dataset.class_names, task["flags"])
     memory = Memory(site.memory, task["experiment"], site.client)
     trainer = build_client(args, site.dataset, site.indices, site.client, site.labeled)

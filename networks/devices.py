@@ -23,13 +23,15 @@ PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 TENSOR_CORES = (8, 0)  # the compute capability from which a GPU has TF32 and bf16
 
 
-def choose_devices(gpu: str, say: Callable[[str], None]) -> list[torch.device]:
+def choose_devices(
+    gpu: str, say: Callable[[str], None], default: str = DEFAULT_GPU
+) -> list[torch.device]:
     """The devices that `--gpu` asks for and this machine has; `say` hears of a fallback.
 
     "0,1" asks for CUDA devices by number, "cpu" for the processor; repeating "cpu" trains
-    several clients side by side on it. Devices that are not there are passed over where
-    `DEFAULT_GPU` asks for them. Raises `UserError` for anything else, and for a device that the
-    installed PyTorch has no kernels for.
+    several clients side by side on it. Devices that are not there are passed over where `gpu` is
+    the flag's `default`, which nobody typed. Raises `UserError` for anything else, and for a
+    device that the installed PyTorch has no kernels for.
     """
     wanted = [part.strip() for part in gpu.split(",") if part.strip()]
     if wanted and all(part == "cpu" for part in wanted):
@@ -38,7 +40,7 @@ def choose_devices(gpu: str, say: Callable[[str], None]) -> list[torch.device]:
         raise UserError(f"--gpu {gpu!r}: give device numbers like 0,1 or the word cpu")
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     missing = [part for part in wanted if int(part) >= available]
-    if missing and gpu != DEFAULT_GPU:
+    if missing and gpu != default:
         raise UserError(
             f"--gpu {gpu}: there is no device {missing[0]}, this machine has {available}; name "
             "those that are there, or cpu"

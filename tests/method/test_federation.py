@@ -128,6 +128,9 @@ def test_devices(monkeypatch):
     assert choose_devices("cpu", said.append) == [torch.device("cpu")]
     assert choose_devices("cpu, cpu", said.append) == [torch.device("cpu")] * 2
     assert len(said) == 1
+    assert choose_devices("0", said.append, default="0") == [torch.device("cpu")]
+    with pytest.raises(UserError, match="--gpu 0: there is no device 0, this machine has 0"):
+        choose_devices("0", said.append)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80", "sm_90", "compute_90"])
