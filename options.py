@@ -11,17 +11,22 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from confuse_matrix import DISTANCES
-from dataloaders.dataset import CACHES
-from dataloaders.partition import SPLIT_FILES
-from dataloaders.table import LABEL_UNCERTAINTY, MULTI_LABEL
-from networks.compilation import COMPILES
-from networks.devices import PRECISIONS
-from networks.models import ATTENTIONS
-from record.guard import POLICIES
-from record.state import KEPT_STATES, PLACEMENTS
-from robust import AGGREGATES
 from utils.errors import OneLineParser, UserError
+
+# Choices stand here as data, so that --help and a mistyped flag need no PyTorch; the rooms that
+# implement them import them from here or are tested against them.
+DISTANCES = ("kl", "wasserstein")
+CACHES = ("auto", "device", "ram", "disk")
+SPLIT_FILES = ("training.csv", "validation.csv", "testing.csv")
+LABEL_UNCERTAINTY = ("U-Ones", "U-Zeros", "U-MultiClass")
+MULTI_LABEL = ("refuse", "drop")
+COMPILES = ("auto", "off", "on", "graphs")
+PRECISIONS = ("auto", "fp32", "tf32", "bf16")
+ATTENTIONS = ("none", "self")
+POLICIES = ("stop", "skip")
+KEPT_STATES = 2
+PLACEMENTS = ("auto", "device", "host", "disk")
+AGGREGATES = ("mean", "median", "trimmed_mean", "krum", "norm_clip")
 
 
 def embedded_paths(args: Namespace) -> dict[str, Path]:
@@ -229,9 +234,11 @@ def args_parser(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     Raises `UserError` for a flag that is unknown, malformed or out of range.
     """
+    # Of the flags only the preset is read at first: --help then shows that preset's values.
+    first = OneLineParser(prog="python train_main.py", allow_abbrev=False, add_help=False)
+    _preset(first)
     parser = build_parser()
-    preset = parser.parse_known_args(argv)[0].preset
-    parser.set_defaults(**PRESETS[preset])
+    parser.set_defaults(**PRESETS[first.parse_known_args(argv)[0].preset])
     args = parser.parse_args(argv)
     if args.relation_min_samples == 0:
         args.relation_min_samples = RELATION_MIN_AT_SITES if args.engine == "sites" else 1
@@ -255,15 +262,19 @@ def build_parser(argument_default=None) -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--preset", choices=PRESETS, default="slides", help="which source's values to take"
-    )
+    _preset(parser)
     for add_group in (_data, _federation, _training, _unlabeled, _network, _running, _engine):
         add_group(parser)
     if argument_default is not None:
         for action in parser._actions:
             action.default = argument_default
     return parser
+
+
+def _preset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--preset", choices=PRESETS, default="slides", help="which source's values to take"
+    )
 
 
 def _data(parser: argparse.ArgumentParser) -> None:
@@ -451,7 +462,7 @@ def _federation(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--aggregate",
-        choices=tuple(AGGREGATES),
+        choices=AGGREGATES,
         default="mean",
         help="how models become one: mean is FedAvg; the others keep a few wrong clients from "
         "taking the model over, and hold all models of a round at once (docs/RELIABILITY.md)",

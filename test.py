@@ -18,7 +18,6 @@ from dataloaders.dicom import WINDOW_CHOICES, Preprocessing
 from dataloaders.medmnist import load_medmnist
 from dataloaders.table import MULTI_LABEL, read_table
 from networks.devices import (
-    PRECISIONS,
     choose_devices,
     choose_precision,
     place_network,
@@ -26,6 +25,7 @@ from networks.devices import (
 )
 from networks.models import Network
 from networks.saved import build_network, load_model, load_weights
+from options import PRECISIONS
 from predict.card import (
     copy_history,
     describe_model,

@@ -10,6 +10,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
+from options import args_parser
+from utils.errors import UserError, check_flags, run_command
+
+if __name__ == "__main__":  # a mistyped flag is answered before PyTorch is loaded
+    check_flags(args_parser)
+
 import torch
 
 from deploy.simulation import simulate
@@ -26,11 +32,9 @@ from local_update import ClientUpdate, LocalUpdate
 from networks.compilation import compile_networks
 from networks.devices import memory_shortage
 from networks.models import Network
-from options import args_parser
 from record.run import Run, open_run
 from record.state import Progress
 from tasks import TASKS
-from utils.errors import UserError, run_command
 from utils.files import disk_full_as_user_error
 from utils.workers import shared_out
 

@@ -14,7 +14,6 @@ from dataloaders.augment import Augmentation, apply_views, draw_views, normalize
 from dataloaders.pixels import copied_ahead, load_pixels
 from dataloaders.table import ImageTable, resolve_images
 
-CACHES = ("auto", "device", "ram", "disk")
 DEVICE_SHARE = 0.4  # of a GPU's free memory that "auto" gives to images
 
 

@@ -12,10 +12,10 @@ import numpy as np
 from dataloaders.columns import read_csv_text
 from dataloaders.split import class_set_table, shared_values
 from dataloaders.table import LABEL_UNCERTAINTY, ImageTable, read_table
+from options import SPLIT_FILES
 from utils.errors import OneLineParser, UserError, run_command
 from utils.files import write_text
 
-SPLIT_FILES = ("training.csv", "validation.csv", "testing.csv")
 DEFAULT_SIZES = (0.7, 0.1, 0.2)
 MINIMUM_DIRICHLET = 2
 

@@ -18,11 +18,10 @@ from dataloaders.columns import (
     refuse_long_form,
     spelling_hint,
 )
+from options import LABEL_UNCERTAINTY, MULTI_LABEL
 from utils.errors import UserError
 
-LABEL_UNCERTAINTY = ("U-Ones", "U-Zeros", "U-MultiClass")
 UNCERTAIN_CLASS = "uncertain"
-MULTI_LABEL = ("refuse", "drop")
 # Tried in this order for a name that is no file as it stands.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 

@@ -17,7 +17,6 @@ from utils.errors import UserError
 from utils.tensors import copy_weights, net_device, set_tensors
 from utils.workers import on_each
 
-COMPILES = ("auto", "off", "on", "graphs")
 PAYS_FROM_STEPS = 10_000  # compiling takes minutes and saves milliseconds a step
 VARIANTS = 64  # programs kept per network: batch size x mode x BatchNorm momentum
 

@@ -19,7 +19,6 @@ ACTIVATION_BYTES = 3.2e9 / (48 * 224**2)
 # Of a training pass of DenseNet121 on one core: 180 ms for an image of 224 pixels.
 CPU_SECONDS_PER_PIXEL = 0.18 / 224**2
 PATIENT_HOURS = 48
-PRECISIONS = ("auto", "fp32", "tf32", "bf16")
 TENSOR_CORES = (8, 0)  # the compute capability from which a GPU has TF32 and bf16
 
 

@@ -15,11 +15,11 @@ from networks.densenet import (
     load_imagenet_weights,
 )
 from networks.recorded import RecordedPasses
+from options import ATTENTIONS
 from utils.errors import UserError
 
 BATCHNORM_MOMENTUM = 0.1  # PyTorch's own
 MODES = ("U-Ones", "U-Zeros", "U-MultiClass")
-ATTENTIONS = ("none", "self")
 
 
 class SeededDropout(nn.Module):

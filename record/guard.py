@@ -11,7 +11,6 @@ from server import Participant
 from utils.errors import UserError
 from utils.tensors import find_non_finite
 
-POLICIES = ("stop", "skip")
 BAD_ROUNDS_IN_A_ROW = 3
 # Weights and BatchNorm statistics of a network that learns stay far below; 1e38 averages to inf.
 LARGEST_WEIGHT = 1e6

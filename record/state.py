@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 import torch
 
+from options import KEPT_STATES
 from record.rounds import RoundMatrices
 from utils.checkpoint import load_checkpoint, save_checkpoint, verify_checkpoint
 from utils.errors import UserError
 from utils.tensors import to_host
 
-PLACEMENTS = ("auto", "device", "host", "disk")
 MEMORY_SHARE = 0.25  # of a GPU's free memory, or of the machine's, that "auto" gives to states
 WAITING_STATES = 2  # that many may wait for the disk before the trainers wait for it too
 
@@ -132,9 +132,6 @@ def choose_placement(
             return "device"
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return "host" if state_bytes < MEMORY_SHARE * memory else "disk"
-
-
-KEPT_STATES = 2
 
 
 class Progress(NamedTuple):

@@ -1,6 +1,7 @@
 """Errors that the user can mend, and how a command ends on one."""
 
 import argparse
+import difflib
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -8,6 +9,16 @@ from typing import NoReturn
 
 class OneLineParser(argparse.ArgumentParser):
     """Reports a bad flag as this project reports every mistake: in one line. `prog` is needed."""
+
+    def parse_args(self, args=None, namespace=None):
+        """The flags; an unknown one is an error that names the nearest known ones."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            known = [name for name in self._option_string_actions if name.startswith("--")]
+            near = difflib.get_close_matches(unknown[0].partition("=")[0], known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (all flags: {self.prog} --help)")
@@ -29,6 +40,15 @@ EXIT_USER_ERROR = 2
 
 class UserError(Exception):
     """One line that names the file, row or flag at fault and what to do about it."""
+
+
+def check_flags(parse: Callable[[], object]) -> None:
+    """Answer --help and end on a mistyped flag: for a command to call before its heavy imports."""
+    try:
+        parse()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:

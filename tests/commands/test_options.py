@@ -3,9 +3,14 @@
 import ast
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 
+import confuse_matrix
+import options
+import robust
 from dataloaders.phantom.embedded import name_embedded_data
 from options import (
     FREE_ON_RESUME,
@@ -138,6 +143,31 @@ def test_presets_set_flags_that_exist_within_their_ranges(preset):
     for name, value in PRESETS[preset].items():
         assert getattr(args, name) == value
     json.dumps(plain_args(args))
+
+
+def test_choices_are_those_of_the_rooms_that_implement_them():
+    assert options.DISTANCES == confuse_matrix.DISTANCES
+    assert tuple(robust.AGGREGATES) == options.AGGREGATES
+
+
+def test_help_shows_the_chosen_presets_values(capsys):
+    with pytest.raises(SystemExit):
+        args_parser(["--preset", "paper", "--help"])
+    assert "stochastic forward passes (default: 8)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_flags_are_read_without_pytorch():
+    heavy = "{'torch', 'numpy', 'pandas', 'networks', 'dataloaders'}"
+    code = f"import sys, options; print({heavy} & sys.modules.keys())"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    assert ran.stdout.strip() == "set()", ran.stderr
+
+
+def test_a_mistyped_flag_is_answered_before_pytorch_is_loaded():
+    command = [sys.executable, "-X", "importtime", "train_main.py", "--round", "5"]
+    ran = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert ran.returncode == 2 and "did you mean --rounds?" in ran.stderr.splitlines()[-1]
+    assert "torch" not in ran.stderr
 
 
 def test_a_flag_beats_the_preset_and_the_preset_the_default():
