@@ -217,9 +217,15 @@ def on_each(function: Callable[[Any], object], owners: Sequence) -> list:
     """function(owner) for each, side by side, each in the owner's thread as `shared_out` has it."""
     if len(owners) == 1 and owners[0] not in _threads:
         return [function(owners[0])]
-    begun = [_thread_of(owner).submit(function, owner) for owner in owners]
-    wait_for(begun)
-    return [work.result() for work in begun]
+    begun = []
+    try:
+        for owner in owners:
+            begun.append(_thread_of(owner).submit(function, owner))
+        wait_for(begun)
+        return [work.result() for work in begun]
+    except BaseException:
+        _end_threads(owners)
+        raise
 
 
 def shared_out(
@@ -255,13 +261,16 @@ def shared_out(
                 result.set_exception(error)
                 return
 
-    working = [_thread_of(owner).submit(work, owner) for owner in owners]
+    working = []
     try:
+        for owner in owners:
+            working.append(_thread_of(owner).submit(work, owner))
         while results:
             yield results.popleft().result()
     except BaseException:
         stopped.set()
         stop()
+        _end_threads(owners)
         raise
     finally:
         wait_for(working)
@@ -271,3 +280,14 @@ def _thread_of(owner: Any) -> ThreadPoolExecutor:
     if owner not in _threads:
         _threads[owner] = ThreadPoolExecutor(1, "network")
     return _threads[owner]
+
+
+def _end_threads(owners: Sequence) -> None:
+    """Let the owners' threads end with what they are at.
+
+    A signal in the middle of a thread's start leaves a thread that Python does not know to end
+    when the program does: it would wait for work for ever.
+    """
+    for owner in owners:
+        if (thread := _threads.pop(owner, None)) is not None:
+            thread.shutdown(wait=False, cancel_futures=True)
