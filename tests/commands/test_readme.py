@@ -120,7 +120,8 @@ def packages() -> list[Path]:
 def place(tmp_path_factory):
     """A folder as a user has it after the downloads: the programs and three raw data sets."""
     folder = tmp_path_factory.mktemp("place")
-    for path in (*packages(), PROJECT / "Makefile", *PROJECT.glob("*.txt")):
+    programs = [*PROJECT.glob("*.py"), PROJECT / "Makefile", *PROJECT.glob("*.txt")]
+    for path in (*packages(), *programs):
         (folder / path.name).symlink_to(path)
     phantom = generate(24, 32, 1, slices_per_patient=3, class_proportions=(1, 1, 1, 1, 1))
     write_dicom(phantom, folder)
