@@ -225,7 +225,7 @@ def _dicom(phantom: Phantom, index: int, patient_number: int, instance: int) -> 
 
 def _plant_identity(scan: Dataset, number: int) -> None:
     """Invented personal data that nothing made from the pictures may contain."""
-    families = ("Musterfrau", "Sample", "Dupont", "Janssen", "Rossi", "Kowalski", "Tanaka")
+    families = ("Musterfrau", "Novakova", "Dupont", "Janssen", "Rossi", "Kowalski", "Tanaka")
     scan.PatientName = f"{families[number % 7]}^Phantom{number // 7 % 100000:05d}"
     scan.PatientBirthDate = f"{1925 + number % 80}{number % 12 + 1:02d}{number % 28 + 1:02d}"
     scan.PatientSex = "FM"[number % 2]
