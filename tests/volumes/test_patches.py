@@ -1,0 +1,92 @@
+"""Patches of volumes: where they lie, that views differ in intensity alone, who sees labels."""
+
+import numpy as np
+import pytest
+import torch
+
+from dataloaders.patches import PatchAugmentation, VolumeDataset, cut_patch
+from tests.helpers.volumes import prepared_table, write_prepared
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory):
+    return prepared_table(write_prepared(tmp_path_factory.mktemp("volumes") / "prepared"))
+
+
+def batches(dataset, labels, views=1, augmentation=PatchAugmentation(0.0), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    indices = torch.arange(len(dataset))
+    return list(dataset.training_batches(indices, labels, 4, views, augmentation, generator, CPU))
+
+
+def test_a_patch_is_a_piece_of_its_volume_and_of_its_label(volumes):
+    arrays, table = volumes
+    dataset = VolumeDataset(arrays, table, (8, 8, 8), 0.5)
+    seen = []
+    for batch in batches(dataset, dataset.labels):
+        assert batch.views[0].shape == (4, 1, 8, 8, 8) and batch.labels.shape == (4, 8, 8, 8)
+        for patch, label, index in zip(
+            batch.views[0], batch.labels, batch.indices.tolist(), strict=True
+        ):
+            windows = np.lib.stride_tricks.sliding_window_view(arrays[index], (2, 8, 8, 8))[0]
+            both = np.stack([patch[0].numpy(), label.numpy()])
+            assert (windows == both).all(axis=(3, 4, 5, 6)).any()
+            seen.append(index)
+    assert sorted(seen) == list(range(8))
+
+
+def test_foreground_patches_hold_a_structure_and_others_may_not(volumes):
+    arrays, table = volumes
+    for foreground, always in ((1.0, True), (0.0, False)):
+        dataset = VolumeDataset(arrays, table, (4, 4, 4), foreground)
+        found = [
+            bool((label > 0).any())
+            for seed in range(5)
+            for batch in batches(dataset, dataset.labels, seed=seed)
+            for label in batch.labels
+        ]
+        assert all(found) == always
+
+
+def test_without_labels_no_label_is_looked_at(volumes):
+    arrays, table = volumes
+    dataset = VolumeDataset(arrays, table, (8, 8, 8), 1.0)
+    blank = [array.copy() for array in arrays]
+    for array in blank:
+        array[-1] = np.nan
+    other = VolumeDataset(blank, table, (8, 8, 8), 1.0)
+    for ours, theirs in zip(batches(dataset, None), batches(other, None), strict=True):
+        assert ours.labels is None and torch.equal(ours.views[0], theirs.views[0])
+
+
+def test_views_are_the_same_patch_with_other_intensities(volumes):
+    dataset = VolumeDataset(*volumes, (8, 8, 8), 0.0)
+    plain = batches(dataset, None, 2, PatchAugmentation(0.0, (0, 1, 2)))
+    assert torch.equal(*plain[0].views)
+    first, second = batches(dataset, None, 2, PatchAugmentation(0.1, (0, 1, 2)))[0].views
+    assert not torch.equal(first, second)
+    for view in (first, second):  # gain, offset, and noise clipped at two deviations
+        for changed, patch in zip(view, plain[0].views[0], strict=True):
+            gain, offset = np.polyfit(patch.flatten().numpy(), changed.flatten().numpy(), 1)
+            assert abs(changed - gain * patch - offset).max() < 0.2 + 0.02
+
+
+def test_the_same_generator_gives_the_same_bits(volumes):
+    dataset = VolumeDataset(*volumes, (8, 8, 8), 0.5)
+    augmentation = PatchAugmentation(0.1, (0,))
+    for ours, theirs in zip(
+        batches(dataset, dataset.labels, 2, augmentation),
+        batches(dataset, dataset.labels, 2, augmentation),
+        strict=True,
+    ):
+        assert torch.equal(ours.views[1], theirs.views[1])
+        assert torch.equal(ours.labels, theirs.labels)
+
+
+def test_a_volume_smaller_than_a_patch_stands_in_its_middle():
+    array = np.ones((1, 2, 3, 4))
+    patch = cut_patch(array, [-1, -1, 0], (4, 5, 4))
+    assert patch.sum() == 24 and patch[0, 1:3, 1:4].all()
+    assert cut_patch(array, [0, 1, 1], (2, 2, 3)).shape == (1, 2, 2, 3)
