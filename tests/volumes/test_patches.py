@@ -8,6 +8,7 @@ from dataloaders.patches import PatchAugmentation, VolumeDataset, cut_patch
 from tests.helpers.volumes import prepared_table, write_prepared
 
 CPU = torch.device("cpu")
+PLAIN = PatchAugmentation(0.0)
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +16,7 @@ def volumes(tmp_path_factory):
     return prepared_table(write_prepared(tmp_path_factory.mktemp("volumes") / "prepared"))
 
 
-def batches(dataset, labels, views=1, augmentation=PatchAugmentation(0.0), seed=0):
+def batches(dataset, labels, views=1, augmentation=PLAIN, seed=0):
     generator = torch.Generator().manual_seed(seed)
     indices = torch.arange(len(dataset))
     return list(dataset.training_batches(indices, labels, 4, views, augmentation, generator, CPU))
