@@ -52,7 +52,7 @@ $(VENV)/.installed: $(VENV)/bin/python requirements.txt constraints.txt
 	$(RUN) -m pip install --quiet --requirement requirements.txt --constraint constraints.txt
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-3d.txt
 	$(RUN) -m pip install --quiet --requirement requirements-dev.txt --constraint constraints.txt
 	touch $@
 

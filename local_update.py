@@ -89,8 +89,9 @@ class Task(Protocol):
     ) -> None:
         """What a finished run leaves for a reader: predictions, tables, figures, REPORT.md."""
 
-    def test_command(self, checkpoint: Path, args: Namespace) -> str:
-        """What to type to test a checkpoint on the test images of the run with the flags `args`."""
+    def test_command(self, checkpoint: Path, args: Namespace) -> str | None:
+        """What to type to test a checkpoint on the test images of the run with the flags `args`;
+        None where test.py does not read this task's data."""
 
 
 IGNORED = -100  # the label of an image or voxel that takes no part in a loss

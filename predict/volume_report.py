@@ -1,6 +1,5 @@
 """A network and labelled volumes -> scores, pictures and REPORT.md; for train_main and test."""
 
-import shlex
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,10 +75,3 @@ def volume_preprocessing_words(prepared: Mapping) -> str:
     patch = shape_text(prepared["patch_size"])
     spacing = shape_text(prepared["spacing"])
     return f"RAS axes, voxels of {spacing} mm, {scaled}; patches of {patch} voxels"
-
-
-def volume_test_command(checkpoint: Path, args: Namespace) -> str:
-    """What to type to test a checkpoint on the test volumes of the run with the flags `args`."""
-    listed = checkpoint.parent.parent / TEST_LIST
-    words = ["--volumes", str(args.volumes), "--csv_file_test", str(listed)]
-    return shlex.join(["python", "test.py", "--resume", str(checkpoint), *words])

@@ -391,7 +391,8 @@ class Run:
         if not self.args.keep_state:
             self.states.drop_memories()
         command = self.task.test_command(checkpoint, self.args)
-        self.say(f"done: {self.folder / 'REPORT.md'}; test again with: {command}")
+        again = f"; test again with: {command}" if command else ""
+        self.say(f"done: {self.folder / 'REPORT.md'}{again}")
 
 
 def open_run(args: Namespace, argv: Sequence[str] | None = None) -> Run:
