@@ -23,6 +23,8 @@ from utils.workers import available_cores, write_png
 # split -> the prefix of its arrays in the file
 SPLITS = {"training": "train", "validation": "val", "testing": "test"}
 IMAGES_AT_ONCE = 256
+MOST_CLASSES = 1000
+LARGEST_INFLATION, FEW_BYTES = 100, 64 * 2**20  # pictures shrink to a tenth at best
 
 _ORGANS = (
     "bladder femur_left femur_right heart kidney_left kidney_right liver lung_left lung_right "
@@ -165,6 +167,8 @@ class _MedMnistFile:
         labels = labels.reshape(-1).astype(np.int64)
         if labels.min() < 0:
             self._refuse(f"{name} have negative values")
+        if labels.max() >= MOST_CLASSES:
+            self._refuse(f"{name} have the value {labels.max()}: more than {MOST_CLASSES} classes")
         return labels
 
     def _check_images(self, split: str) -> tuple[int, ...]:
@@ -186,6 +190,10 @@ class _MedMnistFile:
             member = self._archive.getinfo(f"{name}.npy")
         except KeyError:
             self._refuse(f"no array {name}")
+        if member.file_size > max(FEW_BYTES, LARGEST_INFLATION * member.compress_size):
+            self._refuse(
+                f"{name} claims {member.file_size} bytes in {member.compress_size} of the file"
+            )
         with self._archive.open(member) as stream:
             shape, fortran_order, dtype = _read_header(stream)
             data_bytes = member.file_size - stream.tell()

@@ -92,6 +92,7 @@ class ClientGuard:
         self.say = say
         self.find_fault = find_fault
         self.outliers = Outliers()
+        self.outliers_before: list[str] = []  # of the round before
         self.bad_rounds_in_a_row = 0
         self.skipped: list[int] = []
         self._active = 0
@@ -100,6 +101,7 @@ class ClientGuard:
         """A round of `active` clients begins; `skipped_before` counts those of each round past."""
         self._active = active
         self.skipped = []
+        self.outliers_before = self.outliers.lines()
         self.outliers.start_round()
         clean = [i for i, count in enumerate(reversed(skipped_before)) if not count]
         self.bad_rounds_in_a_row = clean[0] if clean else len(skipped_before)
@@ -131,6 +133,8 @@ class ClientGuard:
     def turn_away(self, client: Participant, round: int, fault: str) -> None:
         """Leave out of the round a client whose answer has a `fault`, or stop, by the policy."""
         fault = f"client {client.client}, round {round}: {fault}"
+        if self.outliers_before:  # whose fault it may really be
+            fault += f" (in the round before, {'; '.join(self.outliers_before)})"
         if self.policy == "stop":
             raise UserError(
                 f"{fault}; nothing of this round was kept: look at these images and settings, or "

@@ -303,6 +303,20 @@ def test_skip_leaves_out_says_so_and_counts():
     assert guard.skipped == [1] and "left out of this round: client 1, round 9" in said[0]
 
 
+def test_who_lay_far_outside_in_the_round_before_is_named_beside_who_fails_now():
+    """A poisoned model makes honest clients fail in the next round."""
+    said = []
+    guard = guard_of("skip", said.append)
+    guard.start_round(4, [])
+    for client in range(4):
+        size = 1e5 if client == 2 else 1.0
+        assert offer(guard, update({"bias": size * torch.eye(5)[client]}), client=client)
+    guard.start_round(4, [0])
+    assert not offer(guard, update(loss=NAN), client=0)
+    assert "client 0, round 9: its loss is nan" in said[-1]
+    assert "(in the round before, client 2: its parameters lie" in said[-1]
+
+
 def test_nobody_left_stops_the_run():
     guard = guard_of("skip")
     guard.start_round(2, [])

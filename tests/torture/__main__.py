@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from tests.torture import disk, flips, folder, images, kill
+from tests.torture import attacks, disk, flips, folder, images, kill
 from tests.torture.runs import METHODS
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the trials fork
 
-KILLS, STOPS, BITS, IMAGES, DISKS, FOLDERS = 200, 60, 400, 1000, 40, 10
+KILLS, STOPS, BITS, IMAGES, DISKS, FOLDERS, SEEDS = 200, 60, 400, 1000, 40, 10, 3
 
 
 def main() -> int:
@@ -32,7 +32,9 @@ def one_trial(place: Path, args: argparse.Namespace) -> int:
         return kill.run_trials(
             place, args.runs, args.methods, args.signal, not args.real, args.gpu, args.seed
         )
-    trial = {"flips": flips, "images": images, "disk": disk, "folder": folder}[args.command]
+    trial = {"attacks": attacks, "flips": flips, "images": images, "disk": disk, "folder": folder}[
+        args.command
+    ]
     return trial.run_trials(place, args.runs, args.seed)
 
 
@@ -71,6 +73,7 @@ def parse() -> argparse.Namespace:
     command.add_argument("--gpu", default="cpu", help="as of train_main.py: cpu, or cpu,cpu")
     command.add_argument("--real", action="store_true", help="DenseNet121 itself, not a stand-in")
     for name, number, what in (
+        ("attacks", SEEDS, "one of five clients lies in every round, by each rule of --aggregate"),
         ("flips", BITS, "flip bits of checkpoints and of image caches"),
         ("images", IMAGES, "flip bits of images"),
         ("disk", DISKS, "fill a small tmpfs during runs, which takes root"),

@@ -18,7 +18,7 @@ from torch import nn
 from torchvision.models import DenseNet
 
 import networks.models
-import record.run
+import tasks.classification
 import train_main
 from dataloaders.partition import SPLIT_FILES, split_table, write_parts
 from dataloaders.phantom.files import write_png
@@ -87,7 +87,7 @@ def start(
         sys.argv = ["train_main.py", *map(str, arguments)]
         if small:
             networks.models.build_densenet121 = build_small_densenet
-            record.run.report_run = write_predictions_only
+            tasks.classification.report_run = write_predictions_only
         if before is not None:
             before()
         run_command(main)

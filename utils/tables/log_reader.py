@@ -12,7 +12,9 @@ from utils.tables.log_lines import NOTE_MARK, RECORD, SIDE_BY_SIDE, STAMP, metri
 _NAMESPACE = "Namespace("
 _OPENING, _CLOSING, _QUOTES = "([{", ")]}", "'\""
 # What ends a first line that was cut off before its closing bracket.
-_NEXT_RECORD = re.compile(r"\[\d\d:\d\d:\d\d\.\d{3}\]|Training Data Size:|Begin: com_round")
+_NEXT_RECORD = re.compile(
+    r"\[\d\d:\d\d:\d\d\.\d{3}\]|Training Data Size:|Begin: com_round|Namespace\("
+)
 
 
 def parse_namespace(text: str, start: int = 0) -> tuple[dict[str, object], int, bool]:
@@ -22,8 +24,8 @@ def parse_namespace(text: str, start: int = 0) -> tuple[dict[str, object], int, 
     breaks inside it (a wrapped line) are dropped. A value that is no Python literal stays the
     text it was; of a line that was cut off, only the arguments before the last comma count.
     """
-    limit = _NEXT_RECORD.search(text, start)
     body_start = start + len(_NAMESPACE)
+    limit = _NEXT_RECORD.search(text, body_start)
     body_end, commas, closed = _scan(text, body_start, limit.start() if limit else len(text))
     edges = [body_start - 1, *commas] + ([body_end] if closed else [])
     parts = [text[left + 1 : right] for left, right in zip(edges, edges[1:], strict=False)]
@@ -57,7 +59,7 @@ def _scan(text: str, start: int, limit: int) -> tuple[int, list[int], bool]:
 def _value(text: str) -> object:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
         return text
 
 
