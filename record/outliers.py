@@ -12,7 +12,7 @@ import torch
 from robust import groups
 
 BUCKETS = 1024
-FAR = 10.0  # spreads; honest clients, labelled and not, stay below 3 (docs/RELIABILITY.md)
+FAR = 10.0  # spreads; a guess, not calibrated: it misses sign flips and zeros (docs/RELIABILITY.md)
 WHAT = ("parameters", "BatchNorm statistics")
 
 
