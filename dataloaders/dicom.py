@@ -22,11 +22,19 @@ import numpy as np
 import pydicom
 from PIL import Image
 from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
 from pydicom.multival import MultiValue
-from pydicom.pixels import apply_modality_lut, get_decoder, pixel_array
-from pydicom.tag import Tag
-from pydicom.uid import UID, JPEG2000TransferSyntaxes, JPEGTransferSyntaxes
+from pydicom.pixels import apply_modality_lut, pixel_array
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from dataloaders.dicom_checks import (
+    MAX_FILE_BYTES,
+    TAGS_READ,
+    UnreadableDicom,
+    check_pixel_data,
+    check_slice,
+    number_in,
+    padding_note,
+)
 
 # name -> (centre, width) in HU
 WINDOWS = {"brain": (40.0, 80.0), "subdural": (80.0, 200.0), "bone": (600.0, 2800.0)}
@@ -59,39 +67,18 @@ def window_picture(hounsfield: np.ndarray, window: str) -> np.ndarray:
 
 WINDOW_CHOICES = ("file", *WINDOWS, "triple")
 
-# A CT slice has 0.5 MB (512 x 512 x 16 bit), the largest scanners' 8 MB. The limits bound the
-# memory that a hostile file can claim; each is far above what a real slice needs.
-MAX_FILE_BYTES = 32 * 2**20
-MAX_SIDE = 2048
 MAX_HOUNSFIELD = 100_000.0
-
-REQUIRED = (
-    "Rows",
-    "Columns",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "BitsAllocated",
-    "BitsStored",
-    "PixelRepresentation",
-    "RescaleIntercept",
-    "RescaleSlope",
-    "PixelData",
+REPAIRED_INTERCEPT = -1000
+# How a file begins that lacks the 128 bytes and the DICM mark: with the group of its file meta
+# information (element 0 or 1), or with group 8 (elements 0, 5, 8, 16).
+BARE_STARTS = (
+    b"\x02\x00\x00\x00",
+    b"\x02\x00\x01\x00",
+    b"\x08\x00\x00\x00",
+    b"\x08\x00\x05\x00",
+    b"\x08\x00\x08\x00",
+    b"\x08\x00\x16\x00",
 )
-OPTIONAL = (
-    "HighBit",
-    "Modality",
-    "NumberOfFrames",
-    "PatientID",
-    "StudyInstanceUID",
-    "WindowCenter",
-    "WindowWidth",
-)
-# Nothing else is parsed: names, birth dates and free text never leave the file's bytes.
-TAGS_READ = [Tag(keyword) for keyword in REQUIRED + OPTIONAL]
-
-
-class UnreadableDicom(ValueError):  # noqa: N818
-    """The file gives no head-CT picture; the message is one line with the reason."""
 
 
 class Preprocessing(NamedTuple):
@@ -109,31 +96,34 @@ class Picture(NamedTuple):
 
     patient_id and study_uid are empty where the file has none. site is a signature of how the
     scanner stores its pixels, for example `16bit-signed_intercept-1024_windows1`: hospitals that
-    leave no name in an anonymised header still differ in it.
+    leave no name in an anonymised header still differ in it. note: what is irregular about the
+    file although it was read, or empty.
     """
 
     image: np.ndarray
     patient_id: str
     study_uid: str
     site: str
+    note: str = ""
 
 
 def read_hounsfield(source: str | os.PathLike | Dataset) -> np.ndarray:
     """The slice of a DICOM file, or of a data set already read, in Hounsfield units.
 
-    Returns (rows, columns) float32. Slices stored in 12 bits with an intercept near 0 where -1024
-    is meant are repaired. MONOCHROME1 concerns the display and changes nothing here.
+    Returns (rows, columns) float32. Slices stored in 12 bits with an intercept near 0, whose
+    negative values wrapped round, are repaired. MONOCHROME1 concerns the display and changes
+    nothing here.
     Raises `UnreadableDicom` for whatever is not one whole, non-constant, grey CT slice.
     """
     with _errors_in_one_line():
-        dataset = source if isinstance(source, Dataset) else _read_file(Path(source))
+        dataset = source if isinstance(source, Dataset) else _read_file(Path(source))[0]
         return _to_hounsfield(*_stored_pixels(dataset))
 
 
 def read_picture(path: str | os.PathLike, window: str, size: int) -> Picture:
     """The 8-bit picture of a DICOM file, `size` x `size` pixels whatever the matrix.
 
-    window: "brain", "subdural", "bone" (see dataloaders/windows.py), "triple" (these three as
+    window: "brain", "subdural", "bone" (`WINDOWS`), "triple" (these three as
     red, green, blue), or "file": the file's own window (the first one of several), then min-max
     to 8 bits. MONOCHROME1 pictures are inverted (DICOM PS3.3 C.7.6.3.1.2).
     Raises `UnreadableDicom` as `read_hounsfield` does, and `KeyError` for an unknown window.
@@ -141,7 +131,7 @@ def read_picture(path: str | os.PathLike, window: str, size: int) -> Picture:
     if window not in WINDOW_CHOICES:
         raise KeyError(f"no window {window!r}, choose from {', '.join(WINDOW_CHOICES)}")
     with _errors_in_one_line():
-        dataset = _read_file(Path(path))
+        dataset, notes = _read_file(Path(path))
         stored, rescale = _stored_pixels(dataset)
         # Every step up to the picture maps one stored value to one grey value, so it is done once
         # per value (some thousands) instead of once per pixel (a quarter of a million).
@@ -154,7 +144,8 @@ def read_picture(path: str | os.PathLike, window: str, size: int) -> Picture:
         patient_id = _identifier(dataset, "PatientID")
         study_uid = _identifier(dataset, "StudyInstanceUID")
         site = _site_signature(dataset)
-    return Picture(resize_picture(picture, size), patient_id, study_uid, site)
+        note = "; ".join([*notes, *padding_note(dataset)])
+    return Picture(resize_picture(picture, size), patient_id, study_uid, site, note)
 
 
 def resize_picture(picture: Image.Image, size: int) -> np.ndarray:
@@ -188,16 +179,26 @@ def _errors_in_one_line() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _read_file(path: Path) -> Dataset:
+def _read_file(path: Path) -> tuple[Dataset, list[str]]:
+    """The data set of a file, and notes on what the file lacks of the standard's form."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise UnreadableDicom("not a file")
     if status.st_size > MAX_FILE_BYTES:
         raise UnreadableDicom(f"larger than {MAX_FILE_BYTES >> 20} MB: not one CT slice")
     content = path.read_bytes()
-    if content[128:132] != b"DICM":
+    if content[128:132] == b"DICM":
+        return pydicom.dcmread(_FileContent(content), specific_tags=TAGS_READ), []
+    if not content.startswith(BARE_STARTS):
         raise UnreadableDicom("not a DICOM file (no DICM mark at byte 128)")
-    return pydicom.dcmread(_FileContent(content), specific_tags=TAGS_READ)
+    dataset = pydicom.dcmread(_FileContent(content), specific_tags=TAGS_READ, force=True)
+    if "TransferSyntaxUID" in dataset.file_meta:
+        return dataset, ["no preamble"]
+    # Without a file meta group only the two little-endian syntaxes can be told apart.
+    implicit, _ = dataset.original_encoding
+    syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+    dataset.file_meta.TransferSyntaxUID = syntax
+    return dataset, ["no preamble", "no file meta information"]
 
 
 class _FileContent(io.BytesIO):
@@ -216,27 +217,28 @@ class _FileContent(io.BytesIO):
 
 def _stored_pixels(dataset: Dataset) -> tuple[np.ndarray, Dataset]:
     """The stored values (rows, columns) and the data set whose Rescale tags give Hounsfield."""
-    _check_header(dataset)
-    _check_pixel_data(dataset)
+    check_slice(dataset)
+    check_pixel_data(dataset)
     stored = pixel_array(dataset)
     if stored.shape != (dataset.Rows, dataset.Columns):
         raise UnreadableDicom("the decoded picture has not the size that the header states")
     if stored.min() == stored.max():
         raise UnreadableDicom("constant image: every pixel has the same value")
     is_12_bit = dataset.BitsStored == 12 and dataset.PixelRepresentation == 0
-    if is_12_bit and _number(dataset, "RescaleIntercept") > -100:
+    if is_12_bit and number_in(dataset, "RescaleIntercept") > -100:
         return _repair_12_bit(stored, dataset)
     return stored, dataset
 
 
 def _repair_12_bit(stored: np.ndarray, dataset: Dataset) -> tuple[np.ndarray, Dataset]:
-    """Undo the wrap of some 12-bit scanners: values are 1000 too low, modulo 4096, and their
-    intercept says about 0 where -1024 is meant."""
-    repaired = stored.astype(np.int32) + 1000
+    """Undo the wrap of some 12-bit scanners: Hounsfield units stored modulo 4096, with an
+    intercept of about 0. Values that did not wrap keep theirs: 1000 is added here and taken away
+    by the intercept."""
+    repaired = stored.astype(np.int32) - REPAIRED_INTERCEPT
     repaired[repaired >= 4096] -= 4096
     rescale = Dataset()
     rescale.RescaleSlope = dataset.RescaleSlope
-    rescale.RescaleIntercept = -1024
+    rescale.RescaleIntercept = REPAIRED_INTERCEPT
     return repaired, rescale
 
 
@@ -250,7 +252,7 @@ def _to_hounsfield(stored: np.ndarray, rescale: Dataset) -> np.ndarray:
 def _apply_window_choice(hounsfield: np.ndarray, window: str, dataset: Dataset) -> np.ndarray:
     if window != "file":
         return window_picture(hounsfield, window)
-    center, width = _number(dataset, "WindowCenter"), _number(dataset, "WindowWidth")
+    center, width = number_in(dataset, "WindowCenter"), number_in(dataset, "WindowWidth")
     if width <= 0:
         raise UnreadableDicom("WindowWidth is not positive: use a named window")
     # Min-max after clipping to the window is the window between the two extremes that remain.
@@ -276,78 +278,6 @@ def _look_up(grey_values: np.ndarray, lowest: int, stored: np.ndarray) -> Image.
     return Image.frombuffer("RGBX", stored.shape[::-1], pixels, "raw", "RGBX", 0, 1)
 
 
-def _check_header(dataset: Dataset) -> None:
-    if dataset.get("Modality") not in (None, "", "CT"):
-        raise UnreadableDicom("Modality is not CT")
-    for keyword in REQUIRED:
-        if dataset.get(keyword) in (None, "", b""):
-            raise UnreadableDicom(f"no {keyword}")
-    if dataset.get("NumberOfFrames") not in (None, "", 1):
-        raise UnreadableDicom("more than one frame: not one CT slice")
-    photometric = dataset.PhotometricInterpretation
-    if dataset.SamplesPerPixel != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise UnreadableDicom("a colour picture, not a CT slice")
-    for keyword in ("Rows", "Columns"):
-        if not 1 <= _number(dataset, keyword) <= MAX_SIDE:
-            raise UnreadableDicom(f"{keyword} is not between 1 and {MAX_SIDE}")
-    if dataset.BitsAllocated not in (8, 16):
-        raise UnreadableDicom("BitsAllocated is neither 8 nor 16")
-    if not 1 <= _number(dataset, "BitsStored") <= dataset.BitsAllocated:
-        raise UnreadableDicom("BitsStored is not between 1 and BitsAllocated")
-    if dataset.PixelRepresentation not in (0, 1):
-        raise UnreadableDicom("PixelRepresentation is neither 0 nor 1")
-    if _number(dataset, "RescaleSlope") == 0:
-        raise UnreadableDicom("RescaleSlope is 0")
-    _number(dataset, "RescaleIntercept")
-
-
-def _check_pixel_data(dataset: Dataset) -> None:
-    """Before anything is decoded: is the pixel data as long as the header says, and readable?"""
-    syntax = UID(dataset.file_meta.get("TransferSyntaxUID", ""))
-    expected = dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8
-    stored = len(dataset.PixelData)
-    if not syntax.is_transfer_syntax or syntax.is_private:
-        raise UnreadableDicom("no TransferSyntaxUID of the DICOM standard")
-    if not syntax.is_encapsulated:
-        # Odd lengths are padded to even.
-        if stored not in (expected, expected + expected % 2):
-            raise UnreadableDicom(f"{stored} bytes of pixels where {expected} are expected")
-        return
-    # No compression makes a picture much longer; RLE can inflate 64-fold before it is found out.
-    if stored > expected + expected // 16 + 65536:
-        raise UnreadableDicom(f"{stored} compressed bytes for a picture of {expected}")
-    decoder = get_decoder(syntax)
-    if not decoder.is_available:
-        wanted = "; or ".join(decoder.missing_dependencies)
-        raise UnreadableDicom(f"{syntax.name} needs a plug-in: install {wanted}")
-    if syntax in JPEGTransferSyntaxes or syntax in JPEG2000TransferSyntaxes:
-        _check_coded_size(dataset)
-
-
-def _check_coded_size(dataset: Dataset) -> None:
-    """The JPEG's own header decides how much memory its decoder takes."""
-    frame = io.BytesIO(get_frame(dataset.PixelData, 0, number_of_frames=1))
-    with Image.open(frame, formats=("JPEG", "JPEG2000")) as picture:
-        if picture.size != (dataset.Columns, dataset.Rows):
-            raise UnreadableDicom("the compressed picture has not the size that the header states")
-
-
-def _number(dataset: Dataset, keyword: str) -> float:
-    """The tag's value, the first of several, as a finite number."""
-    value = dataset.get(keyword)
-    if isinstance(value, MultiValue | list):
-        value = value[0] if value else None
-    if value in (None, ""):
-        raise UnreadableDicom(f"no {keyword}")
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = np.nan
-    if not np.isfinite(number):
-        raise UnreadableDicom(f"{keyword} is not a number")
-    return number
-
-
 def _identifier(dataset: Dataset, keyword: str) -> str:
     value = str(dataset.get(keyword) or "")
     return "".join(letter for letter in value if letter.isprintable()).strip()
@@ -355,7 +285,7 @@ def _identifier(dataset: Dataset, keyword: str) -> str:
 
 def _site_signature(dataset: Dataset) -> str:
     sign = "signed" if dataset.PixelRepresentation else "unsigned"
-    intercept = round(_number(dataset, "RescaleIntercept"))
+    intercept = round(number_in(dataset, "RescaleIntercept"))
     centers = dataset.get("WindowCenter")
     windows = len(centers) if isinstance(centers, MultiValue) else int(centers is not None)
     return f"{int(dataset.BitsStored)}bit-{sign}_intercept{intercept}_windows{windows}"

@@ -27,11 +27,13 @@ SLICES_FILE, STUDIES_FILE, REJECTED_FILE = "slices.csv", "studies.csv", "rejecte
 
 
 class Slice(NamedTuple):
-    """A readable file: its path below the folder, and its header's ids ("" where it has none)."""
+    """A readable file: its path below the folder, its header's ids ("" where it has none), and
+    what is irregular about it (see `dataloaders.dicom.Picture`)."""
 
     file: str
     study: str
     patient: str
+    note: str
 
 
 class ScanPredictions(NamedTuple):
@@ -65,7 +67,8 @@ class ScanFiles(Dataset):
             return Rejected(_in_utf8(file), str(error))
         pixels = resize_picture(Image.fromarray(picture.image), self.image_size)
         channels_first = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-        return Slice(_in_utf8(file), picture.study_uid, picture.patient_id), channels_first
+        found = Slice(_in_utf8(file), picture.study_uid, picture.patient_id, picture.note)
+        return found, channels_first
 
 
 def find_all_files(folder: Path) -> list[str]:
@@ -134,10 +137,10 @@ def write_scan_predictions(
     they need not add up to 1) and rejected.csv. Slices without a study are in the first alone."""
     slices, probabilities, rejected, _ = predictions
     rows = [
-        [*found, *map(repr, values)]
+        [found.file, found.study, found.patient, *map(repr, values), found.note]
         for found, values in zip(slices, probabilities.tolist(), strict=True)
     ]
-    header = ["File", "StudyInstanceUID", "PatientID", *class_names]
+    header = ["File", "StudyInstanceUID", "PatientID", *class_names, "note"]
     write_text(folder / SLICES_FILE, to_csv(header, rows))
     header = ["StudyInstanceUID", "PatientID", "slices", *class_names]
     write_text(folder / STUDIES_FILE, to_csv(header, _study_rows(slices, probabilities)))
@@ -165,6 +168,8 @@ def summary_lines(predictions: ScanPredictions) -> list[str]:
     ]
     if without := sum(not found.study for found in slices):
         lines.append(f"{without} slices name no StudyInstanceUID: in {SLICES_FILE} alone")
+    if noted := Counter(found.note for found in slices if found.note):
+        lines += [f"{count} slices are irregular: {note}" for note, count in noted.most_common()]
     reasons = Counter(item.reason for item in rejected)
     if rejected:
         lines.append(f"files left out: {len(rejected)}, listed in {REJECTED_FILE}")

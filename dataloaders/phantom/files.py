@@ -22,10 +22,10 @@ from utils.table_files import to_csv
 
 WINDOW_NAMES = ("triple", *WINDOWS)
 # (bits stored, signed, intercept) of the scanners in the RSNA collection. The last one writes the
-# header that the standard repair mends: pixels for an intercept of -1024, shifted by 1000 within
-# 12 bits, under an intercept of 0.
+# header that the standard repair mends: Hounsfield units modulo 4096 in 12 bits, under an
+# intercept of 0; nothing lower than air comes back from there.
 SCANNERS = ((16, True, -1024), (12, False, -1024), (12, False, 0))
-BROKEN_SHIFT = 1000
+LOWEST_WRAPPED = -1000
 TABLE_COLUMNS = ("class", "slices", "patients")
 
 
@@ -246,8 +246,8 @@ def _uid(study: str, name: str) -> str:
 def _put_pixels(scan: Dataset, hounsfield: np.ndarray, scanner: tuple[int, bool, int]) -> None:
     bits, signed, intercept = scanner
     stored = hounsfield.astype(np.int32) + 1024
-    if intercept != -1024:
-        stored = (stored - BROKEN_SHIFT) % 4096
+    if intercept == 0:
+        stored = np.maximum(hounsfield.astype(np.int32), LOWEST_WRAPPED) % 4096
     scan.SamplesPerPixel = 1
     scan.PhotometricInterpretation = "MONOCHROME2"
     scan.Rows, scan.Columns = hounsfield.shape

@@ -27,6 +27,8 @@ from utils.table_files import to_csv
 from utils.workers import Converter, Outcome, Task, WorkerPool
 
 SAMPLES_PER_WORKER = 8
+# A record column that stays out of labels.csv: what was irregular about a file that was read.
+NOTE = "note"
 
 
 class Source(NamedTuple):
@@ -254,11 +256,19 @@ def prepare_labelled(
             "folder, or add --allow_missing to prepare those that are there"
         )
     records, rejected = conversion.run(sources, convert, options.workers)
+    notes = Counter(note for note in records.pop(NOTE) if note) if NOTE in records else {}
+    for note, count in notes.items():
+        print(f"{count:,} files were read although irregular: {note} (which: progress.csv)")
     labels = table.loc[records["ImageID"].str.removesuffix(".png")].reset_index(drop=True)
     conversion.finish(
         pd.concat([records, labels], axis=1),
         rejected + missing,
-        {**manifest, "images_without_file": len(missing), "files_without_label": unlabelled},
+        {
+            **manifest,
+            "images_without_file": len(missing),
+            "files_without_label": unlabelled,
+            "notes": dict(notes),
+        },
     )
     counted = rejected if options.allow_missing else rejected + missing
     if labels.empty or len(counted) > options.max_bad:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from dataloaders.dicom import Preprocessing, UnreadableDicom, read_picture
-from dataloaders.prepare.conversion import Conversion, Options, find_files, prepare_labelled
+from dataloaders.dicom import REPAIRED_INTERCEPT, Preprocessing, UnreadableDicom, read_picture
+from dataloaders.prepare.conversion import NOTE, Conversion, Options, find_files, prepare_labelled
 from utils.errors import UserError
 
 SUBTYPES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural")
@@ -151,7 +151,7 @@ def _refuse(path: Path, names: np.ndarray, wrong: np.ndarray, what: str) -> None
     raise UserError(f"{path}: {shown}{more} {what}: download the file again or mend these rows")
 
 
-RECORD_COLUMNS = ("PatientID", "StudyInstanceUID", "site")
+RECORD_COLUMNS = ("PatientID", "StudyInstanceUID", "site", NOTE)
 
 
 def prepare_rsna(
@@ -168,7 +168,11 @@ def prepare_rsna(
         f"{labels}: {long_labels.rows:,} rows, {long_labels.duplicates:,} of them exact "
         f"duplicates, {len(long_labels.table):,} images"
     )
-    settings = {"command": "prepare rsna", "preprocessing": preprocessing._asdict()}
+    settings = {
+        "command": "prepare rsna",
+        "preprocessing": preprocessing._asdict(),
+        "repaired_intercept": REPAIRED_INTERCEPT,
+    }
     prepare_labelled(
         Conversion(out, settings, RECORD_COLUMNS),
         long_labels.table,
@@ -187,8 +191,8 @@ def prepare_rsna(
 
 def convert_dicom(
     path: str, preprocessing: Preprocessing
-) -> tuple[np.ndarray, tuple[str, str, str]]:
-    """The picture of a DICOM file and its record: PatientID, StudyInstanceUID, site.
+) -> tuple[np.ndarray, tuple[str, str, str, str]]:
+    """The picture of a DICOM file and its record: PatientID, StudyInstanceUID, site, note.
 
     Raises `UnreadableDicom`, also where the header has no PatientID or StudyInstanceUID: without
     them a patient could stand on both sides of a split.
@@ -196,4 +200,4 @@ def convert_dicom(
     picture = read_picture(path, *preprocessing)
     if not picture.patient_id or not picture.study_uid:
         raise UnreadableDicom(f"no {'StudyInstanceUID' if picture.patient_id else 'PatientID'}")
-    return picture.image, (picture.patient_id, picture.study_uid, picture.site)
+    return picture.image, (picture.patient_id, picture.study_uid, picture.site, picture.note)

@@ -4,13 +4,16 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset, write_file_meta_info
 from pydicom.uid import (
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
+    JPEG2000Lossless,
     generate_uid,
 )
 
@@ -89,6 +92,15 @@ def write_deflated(path: Path, dataset: Dataset, zeros_appended: int = 0) -> Pat
     parts.append(deflate.flush())
     path.write_bytes(bytes(128) + b"DICM" + header.getvalue() + b"".join(parts))
     return path
+
+
+def compress_jpeg_2000(dataset: Dataset) -> None:
+    """Turn the pixel data of `dataset` into lossless JPEG 2000."""
+    stream = DicomBytesIO()
+    Image.fromarray(dataset.pixel_array.astype(np.uint16)).save(stream, "JPEG2000", no_jp2=True)
+    dataset.PixelData = encapsulate([stream.getvalue()])
+    dataset["PixelData"].VR = "OB"
+    dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
 
 
 def long_label_rows(images: dict[str, tuple[int, ...]]) -> list[str]:
