@@ -88,8 +88,9 @@ def choose_compile(compile: str, devices: Sequence[torch.device], steps: int) ->
 
 def _sample(net: Network, size: int, shape: Sequence[int]) -> torch.Tensor:
     """A batch of inputs as the data sets make them, in the network's order."""
-    inputs = torch.zeros(size, *shape, device=net_device(net))
-    return inputs.contiguous(memory_format=net.memory_format)
+    device = net_device(net)
+    inputs = torch.zeros(size, *shape, device=device)
+    return inputs.contiguous(memory_format=net.memory_format(device))
 
 
 def _warm_up(

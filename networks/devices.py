@@ -128,7 +128,7 @@ def set_precision(networks: Sequence[Network], precision: str) -> None:
 def place_network(net: Network, device: torch.device) -> Network:
     """`net` on `device`, its convolutions in its own order (channels last is twice as fast on a
     CPU, for images)."""
-    return net.to(device=device, memory_format=net.memory_format)
+    return net.to(device=device, memory_format=net.memory_format(device))
 
 
 def memory_shortage(error: Exception, args: Namespace) -> str | None:

@@ -47,9 +47,6 @@ class Network(nn.Module):
     between the two is the only one, so that T stochastic passes share one run of the backbone.
     """
 
-    memory_format = torch.channels_last  # of weights and inputs
-    side_multiple = 1  # an input's sides are multiples of it
-
     def __init__(self, drop_rate: float):
         super().__init__()
         if not 0 <= drop_rate < 1:
@@ -123,6 +120,10 @@ class Network(nn.Module):
         """Run every pass as it is again, and free the memory of what was recorded."""
         for net in (self, *self._twin):
             net._recorded = None
+
+    def memory_format(self, device: torch.device) -> torch.memory_format:
+        """In which order `device` is fastest on this network's weights and inputs."""
+        return torch.channels_last
 
     def plain_features(self, inputs: torch.Tensor) -> torch.Tensor:
         """inputs (B, ...) -> features in float32, before dropout, kernel by kernel."""

@@ -26,8 +26,6 @@ class UNet3d(Network):
     draws of the dropout behind them, exactly.
     """
 
-    memory_format = torch.contiguous_format
-
     def __init__(
         self,
         in_channels: int,
@@ -47,8 +45,11 @@ class UNet3d(Network):
             num_res_units=residual_units,
             norm="instance",
         )
-        self.side_multiple = 2 ** (len(channels) - 1)
         self.head = nn.Conv3d(channels[0], num_classes, 1)
+
+    def memory_format(self, device: torch.device) -> torch.memory_format:
+        """Channels last takes two thirds of the time on a CPU; not measured on a GPU."""
+        return torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
 
     def plain_features(self, volumes: torch.Tensor) -> torch.Tensor:
         """volumes (B, K, X, Y, Z) -> features (B, F, X, Y, Z) in float32, before dropout."""

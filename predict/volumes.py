@@ -15,7 +15,6 @@ from utils.workers import shared_out
 
 OVERLAP = 0.5
 WINDOWS_AT_ONCE = 4
-WHOLE_UP_TO = 2  # a volume of at most so many patches' voxels is one window
 
 
 def class_probabilities(
@@ -23,17 +22,22 @@ def class_probabilities(
 ) -> torch.Tensor:
     """Softmax (C, X, Y, Z) of `net`, put in eval mode, for an image (K, X, Y, Z), on its device.
 
-    A volume not much larger than a patch is seen whole, padded to a size the network can halve;
-    any other in windows of the patch's size that overlap by half, weighed by a Gaussian. Raises
+    The windows have the size of the patches the network was trained on and overlap by half,
+    weighed by a Gaussian: instance norm takes its statistics from whatever it sees at once, and in
+    a window of another size, or with more padding, they are others than in training. Raises
     `UserError`, which names the volume, where the output is not finite.
     """
     net.eval()
     inputs = torch.from_numpy(np.ascontiguousarray(image))[None].to(net_device(net))
-    window = window_size(image.shape[1:], patch_size, net.side_multiple)
     sliding_window = import_3d("monai.inferers").sliding_window_inference
     with torch.no_grad():
         logits = sliding_window(
-            inputs, window, WINDOWS_AT_ONCE, lambda part: net(part)[1], OVERLAP, mode="gaussian"
+            inputs,
+            tuple(patch_size),
+            WINDOWS_AT_ONCE,
+            lambda part: net(part)[1],
+            OVERLAP,
+            mode="gaussian",
         )
         probabilities = torch.softmax(logits[0], dim=0)
     if not bool(probabilities.isfinite().all()):
@@ -42,13 +46,6 @@ def class_probabilities(
             "earlier file"
         )
     return probabilities
-
-
-def window_size(shape: Sequence[int], patch_size: Sequence[int], multiple: int) -> tuple[int, ...]:
-    """The window in which a volume of `shape` is seen."""
-    if np.prod(shape) > WHOLE_UP_TO * np.prod(patch_size):
-        return tuple(patch_size)
-    return tuple(-(-side // multiple) * multiple for side in shape)
 
 
 def segment(net: Network, image: np.ndarray, patch_size: Sequence[int], name: str) -> np.ndarray:

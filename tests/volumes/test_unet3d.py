@@ -40,7 +40,6 @@ def test_shapes(net, patches):
     features, outputs = net(patches)
     assert features.shape == (2, 4, 8, 12, 8) and outputs.shape == (2, 3, 8, 12, 8)
     assert net.stochastic(features, 5).shape == (5, 2, 3, 8, 12, 8)
-    assert net.side_multiple == 4
 
 
 def test_stochastic_passes_are_passes_of_the_whole_network(net, patches):
