@@ -16,6 +16,7 @@ from typing import NamedTuple
 from dataloaders.dataset import ImageDataset, load_dataset
 from dataloaders.dicom import WINDOW_CHOICES, Preprocessing
 from dataloaders.medmnist import load_medmnist
+from dataloaders.overlap import compare_all, members_of, overlaps_with_run, warning_line
 from dataloaders.table import MULTI_LABEL, read_table
 from networks.devices import (
     choose_devices,
@@ -51,7 +52,15 @@ HOW_TO_KNOW = {
     "window": "the flag of `dataloaders.prepare rsna`, triple by default",
     "size": "the flag of `dataloaders.prepare rsna`, 128 by default",
 }
-LABELLED_ONLY = ("root_path", "csv_file_val", "multi_label", "threshold", "sweep", "cache_dir")
+LABELLED_ONLY = (
+    "root_path",
+    "csv_file_val",
+    "multi_label",
+    "threshold",
+    "sweep",
+    "cache_dir",
+    "allow_overlap",
+)
 
 
 class Model(NamedTuple):
@@ -128,12 +137,13 @@ def report_labelled(model: Model, args: argparse.Namespace, out: Path) -> None:
     datasets = load_images(args, mode, model.image_size(args.image_size))
     for images in datasets.values():
         refuse_other_classes(images, model)
+    check_overlap(args, datasets)
     predictions = {
         name: predict_set(model.net, images, args.batch_size) for name, images in datasets.items()
     }
     facts = model.facts()
     if (run := run_folder(args.resume)) is not None:
-        facts |= describe_run(run)
+        facts |= describe_run(run, datasets["test"])
         environment = describe_environment([next(model.net.parameters()).device])
         copy_history(run, out, environment, model.content["round"])
     evaluation = report_network(
@@ -171,6 +181,23 @@ def load_images(
         for name, path in files.items()
         if path is not None
     }
+
+
+def check_overlap(args: argparse.Namespace, datasets: dict[str, ImageDataset]) -> None:
+    """Say what the sets share with each other and with those of the run; refuse thresholds that
+    would be chosen on images that are tested."""
+    order = {name: datasets[name] for name in ("val", "test") if name in datasets}
+    overlaps = compare_all(members_of(order))
+    for overlap in overlaps:
+        if overlap.images and not args.allow_overlap:
+            raise UserError(
+                f"--threshold youden: chosen on images that are tested ({overlap.words()}); give "
+                "another --csv_file_val, or add --allow_overlap and say so with the numbers"
+            )
+    if (run := run_folder(args.resume)) is not None:
+        overlaps += overlaps_with_run(run, datasets["test"])
+    if (line := warning_line(overlaps)) is not None:
+        print(line)
 
 
 def refuse_other_classes(images: ImageDataset, model: Model) -> None:
@@ -249,6 +276,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=None,
         help="also the released program's thresholds, tried on the test set itself: optimistic",
+    )
+    add(
+        "--allow_overlap",
+        action="store_true",
+        default=None,
+        help="choose thresholds although validation images are also tested",
     )
     add("--class_names", nargs="+", help="of a checkpoint that does not name its classes")
     add(

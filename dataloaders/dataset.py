@@ -11,8 +11,10 @@ import numpy as np
 import torch
 
 from dataloaders.augment import Augmentation, apply_views, draw_views, normalize
+from dataloaders.overlap import digest
 from dataloaders.pixels import copied_ahead, load_pixels
 from dataloaders.table import ImageTable, resolve_images
+from utils.workers import available_cores, cancelling_pool
 
 DEVICE_SHARE = 0.4  # of a GPU's free memory that "auto" gives to images
 
@@ -93,6 +95,11 @@ class ImageDataset:
         """One image as it is looked at: uint8 (S, S) where grey, else (S, S, 3)."""
         pixels = self.pixels[index].numpy()
         return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
+
+    def digests(self) -> list[str]:
+        """One digest of the pixels of each image, the same for the same pixels."""
+        with cancelling_pool(available_cores()) as pool:
+            return list(pool.map(lambda image: digest(image.numpy().data), self.pixels))
 
     def _pixels_for(self, device: torch.device) -> torch.Tensor:
         if device.type == "cpu" or self.cache in ("ram", "disk"):

@@ -19,6 +19,7 @@ from PIL import Image
 from dataloaders.columns import quoted
 from dataloaders.dataset import ImageDataset, load_dataset
 from dataloaders.medmnist import load_medmnist
+from dataloaders.overlap import Listed, compare_all, members_of
 from dataloaders.partition import (
     labelled_clients,
     labelled_fraction,
@@ -34,7 +35,6 @@ from dataloaders.split import (
     class_set_table,
     load_split,
     missing_class_warnings,
-    shared_values,
 )
 from dataloaders.table import ImageTable, read_table, resolve_images
 from utils.errors import UserError
@@ -241,7 +241,9 @@ def check_data(
         for name, table in tables.items()
     ]
     lines.append(class_set_table(class_names, {n: table.labels for n, table in tables.items()}))
-    lines += _overlap_lines(tables, paths)
+    lists = {n: Listed(t.names, t.groups, t.group_column) for n, t in tables.items()}
+    for overlap in compare_all(members_of(lists)):
+        lines.append(f"{'warning: ' if overlap.found else ''}{overlap.words()}")
     lines += _check_headers(tables, paths)
     return lines + _check_disk(needed_bytes or {})
 
@@ -256,30 +258,6 @@ def refuse_different_classes(tables: Mapping[str, ImageTable]) -> None:
                 f"{first.source} are {quoted(','.join(first.class_names))}; give every CSV the "
                 "same class columns in the same order"
             )
-
-
-def _overlap_lines(
-    tables: Mapping[str, ImageTable], paths: Mapping[str, Sequence[Path]]
-) -> list[str]:
-    """What the first table (the training set) shares with each of the others."""
-    first, *others = tables
-    lines = []
-    for other in others:
-        images, _ = shared_values([paths[first], paths[other]])
-        if images:
-            lines.append(f"warning: {images} images stand both in {first} and in {other}")
-        groups = [tables[first].groups, tables[other].groups]
-        if None in groups:
-            lines.append(
-                f"patients or lesions shared by {first} and {other}: unknown, no such column"
-            )
-            continue
-        shared, total = shared_values(groups)
-        prefix = "warning: " if shared else ""
-        lines.append(
-            f"{prefix}patients or lesions shared by {first} and {other}: {shared} of {total}"
-        )
-    return lines
 
 
 def _check_headers(

@@ -51,6 +51,19 @@ class VolumeDataset:
         return self.table.names
 
     @property
+    def groups(self) -> list[str] | None:
+        """PatientIDs, None where they are not known."""
+        return self.table.groups
+
+    @property
+    def group_column(self) -> str:
+        """The name of the column of groups."""
+        return self.table.group_column
+
+    def digests(self) -> None:
+        """None: a set of volumes can be too large to be read for a comparison."""
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Background first."""
         return self.table.class_names

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import IO, NamedTuple, TypeVar
@@ -96,35 +97,46 @@ def load_pixels(
 
     C is 1 when every file is grey, else 3. Images are resized to S x S (bilinear, as torchvision
     does for PIL images); image_size 0 keeps the files' own size, which must then be one and
-    square. The array is kept in `cache_dir` and rebuilt when a file's name, size or time changed.
+    square. The array is kept in `cache_dir` and rebuilt when what the files hold has changed.
     `describe(i)` names image i in an error ("train.csv line 7: ID_1.png"); `say` takes progress.
     Raises `UserError` for an image that cannot be used and for a disk that is full.
     """
-    fingerprint = fingerprint_files(paths, image_size)
     stem = hashlib.blake2b("\n".join(map(str, paths)).encode(), digest_size=8).hexdigest()
     array_path = cache_dir / f"images-{stem}-{image_size}.npy"
     try:
-        return _open_cache(array_path, fingerprint)
+        return _open_cache(array_path, paths)
     except _NotCachedError as reason:
         say(f"decoding {len(paths)} images ({reason}); kept in {array_path}")
     try:
         with waiting_lock(array_path.with_suffix(".lock")):
-            return _open_or_build(array_path, fingerprint, paths, image_size, describe, say)
+            return _open_or_build(array_path, paths, image_size, describe, say)
     except OSError as error:
         raise UserError(
             f"--cache_dir {cache_dir}: {error.strerror or error}: free some space or name another"
         ) from error
 
 
-def fingerprint_files(paths: Sequence[Path], image_size: int) -> str:
-    """Changes when an image is added, removed, reordered, replaced or resized differently.
+def status_of_files(paths: Sequence[Path]) -> str:
+    """Changes whenever a file is written, replaced, added, removed or reordered, and sometimes
+    when none is: a copy of the folder has other inodes.
 
-    From names, sizes and times alone: it says when to decode again, not what the pixels are.
+    Sizes and times of writing alone would not do: archives are unpacked with the times of their
+    makers, and pictures without compression all have one size.
     """
-    digest = hashlib.blake2b(str(image_size).encode(), digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     for path in paths:
         status = os.stat(path)
-        digest.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        fields = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        digest.update(f"{path}\0{fields}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def contents_of_files(paths: Sequence[Path]) -> str:
+    """Changes exactly when the bytes of the files, or their order, do."""
+    digest = hashlib.blake2b(digest_size=16)
+    with cancelling_pool(min(32, os.cpu_count() or 1)) as pool:
+        for found in pool.map(hash_file, paths):
+            digest.update(found.encode())
     return digest.hexdigest()
 
 
@@ -184,7 +196,6 @@ def decode_image(path: Path, image_size: int, grey: bool) -> np.ndarray:
 
 def _open_or_build(
     array_path: Path,
-    fingerprint: str,
     paths: Sequence[Path],
     image_size: int,
     describe: Callable[[int], str],
@@ -192,24 +203,25 @@ def _open_or_build(
 ) -> tuple[np.ndarray, str]:
     """As `_open_cache`, under the array's lock: another run may have made it while we waited."""
     try:
-        return _open_cache(array_path, fingerprint)
+        return _open_cache(array_path, paths)
     except _NotCachedError:
         sweep_temporary_files(array_path.parent, array_path.name)
-        _build_cache(array_path, fingerprint, paths, image_size, describe, say)
+        _build_cache(array_path, paths, image_size, describe, say)
     try:
-        return _open_cache(array_path, fingerprint)
+        return _open_cache(array_path, paths)
     except _NotCachedError as reason:
         raise UserError(f"{array_path}: unreadable right after it was written ({reason})") from None
 
 
 def _build_cache(
     array_path: Path,
-    fingerprint: str,
     paths: Sequence[Path],
     image_size: int,
     describe: Callable[[int], str],
     say: Callable[[str], None],
 ) -> None:
+    # In this order: a file that is replaced meanwhile must not pass for what was decoded.
+    note = {"status": status_of_files(paths), "contents": contents_of_files(paths)}
     with cancelling_pool(min(32, os.cpu_count() or 1)) as pool, warnings.catch_warnings():
         # PIL warns of huge images; read_header refuses them in its own words.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -235,7 +247,10 @@ def _build_cache(
                 for pixels in _named(chunk, lambda i: describe(start + i)):  # noqa: B023
                     hashing.write(np.ascontiguousarray(pixels).data)
                     bar.update()
-    note = {"fingerprint": fingerprint, "sha256": hashing.digest.hexdigest()}
+    _write_note(array_path, note | {"sha256": hashing.digest.hexdigest()})
+
+
+def _write_note(array_path: Path, note: dict[str, str]) -> None:
     write_text(array_path.with_suffix(".json"), json.dumps(note) + "\n")
 
 
@@ -255,12 +270,16 @@ def _say_of_pages(
         )
 
 
-def _open_cache(array_path: Path, fingerprint: str) -> tuple[np.ndarray, str]:
+def _open_cache(array_path: Path, paths: Sequence[Path]) -> tuple[np.ndarray, str]:
     """(array, SHA-256 of its file); `_NotCachedError` says why there is none to be used."""
     try:
         note = json.loads(array_path.with_suffix(".json").read_text())
-        if note["fingerprint"] != fingerprint:
-            raise _NotCachedError("the files have changed since they were cached")
+        status = status_of_files(paths)
+        if note["status"] != status:
+            if note["contents"] != contents_of_files(paths):
+                raise _NotCachedError("the files have changed since they were cached")
+            with suppress(OSError):  # a cache that is only read stays as it is
+                _write_note(array_path, note | {"status": status})
         if note["sha256"] != hash_file(array_path):
             raise _NotCachedError("the cached copy is damaged")
         # Mapped read-only: a private copy that could be written to would be counted against

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from dataloaders.dataset import ImageDataset
+from dataloaders.overlap import DataSet, overlaps_with_run
 from dataloaders.split import read_split
 from networks.devices import evaluation_batch_size
 from networks.models import Network
@@ -19,7 +20,7 @@ from predict.inference import predict_set
 from utils.files import write_text
 from utils.metrics.evaluation import Evaluation, evaluation_tables, print_tables
 from utils.metrics.predictions import Predictions
-from utils.report.page import write_report
+from utils.report.page import OVERLAP_FACT, write_report
 from utils.tensors import net_device
 
 HISTORY_FILES = ("metrics.csv", "matrices.csv")
@@ -45,7 +46,8 @@ def report_run(
     folder: Path, checkpoint: Path, net: Network, test: ImageDataset, args: Namespace
 ) -> None:
     """`report_network` at the end of a run, whose last weights are in `checkpoint` and in `net`."""
-    facts = describe_model(checkpoint, load_model(checkpoint)[1]) | describe_run(folder)
+    facts = describe_model(checkpoint, load_model(checkpoint)[1])
+    facts |= describe_run(folder, test)
     batch_size = evaluation_batch_size(args.batch_size, test.input_shape, net_device(net))
     predictions = predict_set(net, test, batch_size)
     evaluation = report_network(folder, net, test, predictions, facts, args.threshold)
@@ -94,19 +96,21 @@ def preprocessing_words(image_size: int, dicom: Mapping | None = None) -> str:
     )
 
 
-def describe_run(run_folder: Path, noun: str = "images") -> dict[str, str]:
-    """The model card's facts about the training data, from a run's split.json, if there is one."""
-    if not (run_folder / "split.json").exists():
-        return {}
-    split = read_split(run_folder / "split.json")
-    clients, labelled = split["clients"], split["labelled_clients"]
-    return {
-        "training data": (
+def describe_run(run_folder: Path, test: DataSet, noun: str = "images") -> dict[str, str]:
+    """The model card's facts about a run's training data, and about what the tested set shares
+    with them, from the run's split.json and seen.json, as far as it has these."""
+    facts = {}
+    if (run_folder / "split.json").exists():
+        split = read_split(run_folder / "split.json")
+        clients, labelled = split["clients"], split["labelled_clients"]
+        facts["training data"] = (
             f"{sum(map(len, clients))} {noun} of {split['csv']} at {len(clients)} clients "
             f"({split['how']}), {sum(len(clients[client]) for client in labelled)} of them at "
             f"{len(labelled)} clients with labels"
         )
-    }
+    if overlaps := overlaps_with_run(run_folder, test):
+        facts[OVERLAP_FACT] = " | ".join(overlap.words() for overlap in overlaps)
+    return facts
 
 
 def copy_history(run_folder: Path, folder: Path, environment: Mapping, last_round: int) -> None:

@@ -25,7 +25,7 @@ def report_volume_run(
     """The report at the end of a run, and the list of its test volumes."""
     write_volumes(folder / TEST_LIST, test.table)
     facts = describe_segmenter(checkpoint, load_model(checkpoint)[1])
-    facts |= describe_run(folder, "volumes")
+    facts |= describe_run(folder, test, "volumes")
     report_volumes(folder, [net], test, facts)
 
 

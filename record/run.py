@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from dataloaders.federated import FederatedData
+from dataloaders.overlap import compare_all, members_of, save_seen, warning_line
 from dataloaders.split import save_split
 from local_update import ClientUpdate, LocalUpdate, Task
 from networks.devices import activation_bytes, choose_precision
@@ -162,6 +163,9 @@ class Run:
                 data.split.seed,
                 data.split.how,
             )
+        sets = members_of({"train": data.train, "val": data.val, "test": data.test})
+        overlap = warning_line(compare_all(sets))
+        save_seen(self.folder, sets)
         _write_json(self.folder / ARGS_FILE, plain_args(self.args))
         precision = choose_precision(self.args.precision, devices)
         self.environment = describe_environment(devices) | {"precision": precision}
@@ -174,6 +178,8 @@ class Run:
         self.log.open(self.folder / "log.txt", first_lines)
         if len(devices) > 1 or self.args.engine != "loop":
             self.say(f"{log_lines.SIDE_BY_SIDE}: the times of their lines say nothing of one alone")
+        if overlap is not None:
+            self.say(overlap)
         if self.history:
             # A kill may have fallen between the state of a round and the tables made from it.
             self._write_tables(data.class_names)

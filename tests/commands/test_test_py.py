@@ -218,6 +218,39 @@ def test_flags_that_cannot_be_meant_are_refused_in_one_line(run, phantom_folder)
     assert not (run.folder / "tests" / "epoch_1-testing").exists()
 
 
+def test_thresholds_are_not_chosen_on_images_that_are_tested(run, phantom_folder, tmp_path):
+    checkpoint = run.folder / "checkpoints" / "epoch_1.pth"
+    flags = ("--csv_file_test", phantom_folder.csv_file_test, "--threshold", "youden")
+    flags += ("--root_path", phantom_folder.root_path, "--cache_dir", run.folder.parent / "cache")
+    flags += ("--csv_file_val", phantom_folder.csv_file_test, "--resume", checkpoint)
+    with pytest.raises(UserError, match="chosen on images that are tested .*--allow_overlap"):
+        run_test_py(*flags)
+    printed = run_test_py(*flags, "--allow_overlap", "--out", tmp_path / "out")
+    images = len(read_rows(phantom_folder.csv_file_test))
+    assert f"{images} of {images} test images by name, {images} by their pixels" in printed
+
+
+def test_a_report_says_whether_its_patients_were_in_training(run, phantom_folder, tmp_path):
+    patients = {row["PatientID"] for row in read_rows(phantom_folder.csv_file_test)}
+    assert (
+        f"0 of {len(patients)} test patients were in training"
+        in (run.folder / "REPORT.md").read_text()
+    )
+    assert "the sets overlap" not in run.printed
+    seen = phantom_folder.csv_file_train
+    flags = ("--root_path", phantom_folder.root_path, "--cache_dir", run.folder.parent / "cache")
+    printed = run_test_py(
+        *("--resume", run.folder / "checkpoints" / "epoch_1.pth", "--csv_file_test", seen),
+        *(*flags, "--out", tmp_path / "out"),
+    )
+    found = {row["PatientID"] for row in read_rows(seen)}
+    words = f"{len(found)} of {len(found)} test patients were in training"
+    assert f"warning: the sets overlap: {words}" in printed
+    report = (tmp_path / "out" / "REPORT.md").read_text()
+    assert f"| 20 | Partitions: at which level they are disjoint | {words}" in report
+    assert f"- **Overlap of the sets**: {words}" in report
+
+
 def test_lesions_are_called_lesions(run, phantom_folder, tmp_path):
     text = phantom_folder.csv_file_test.read_text().replace("PatientID", "lesion_id", 1)
     (tmp_path / "skin.csv").write_text(text)

@@ -62,8 +62,9 @@ def test_good_data_is_described(data, tmp_path):
     text = "\n".join(check_data(tables, root, {tmp_path / "runs" / "new": 10**6}))
     assert "train: 2 images" in text and "val: 1 images" in text
     assert "image sizes: 8x6 (3), 10x10 (1); modes: L (3), RGB (1)" in text
-    assert "shared by train and val: 0 of 3" in text
-    assert "shared by train and test: 0 of 3" in text
+    assert "0 of 1 val patients were in training; 0 of 1 val images by name" in text
+    assert "0 of 1 test patients were in training; 0 of 1 test images by name" in text
+    assert "0 of 1 test patients were in validation" in text
     assert "about 0.0 GB needed" in text and "warning" not in text
     assert not (tmp_path / "runs").exists()
 
@@ -73,9 +74,8 @@ def test_shared_patients_and_images_are_stated(data, tmp_path):
     tables["val"] = table(tmp_path, "leaky", "3.png,p1,1,0\n2.png,p9,0,1\n")
     tables["test"] = table(tmp_path, "anonymous", "4.jpg,0,1\n", "ImageID,a,b")
     text = "\n".join(check_data(tables, root))
-    assert "warning: 1 images stand both in train and in val" in text
-    assert "warning: patients or lesions shared by train and val: 1 of 3" in text
-    assert "shared by train and test: unknown" in text
+    assert "warning: 1 of 2 val patients were in training; 1 of 2 val images by name" in text
+    assert "whether test patients were in training is not known; 0 of 1 test images by" in text
 
 
 def test_deep_pictures_are_refused_as_training_refuses_them(data):

@@ -90,10 +90,9 @@ def test_thresholds_out_of_range_are_refused(threshold):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    for name, predictions in (
-        ("test", example_predictions(seed=0)),
-        ("val", example_predictions(seed=1)),
-    ):
+    validation = example_predictions(seed=1)
+    validation = validation._replace(names=[f"val_{name}" for name in validation.names])
+    for name, predictions in (("test", example_predictions(seed=0)), ("val", validation)):
         write_predictions(folder / f"{name}.csv", *predictions[:5])
     return folder
 
@@ -120,8 +119,14 @@ def test_the_command_prints_and_writes_the_same_tables_again(files, tmp_path):
 
 
 def test_the_command_ends_on_a_mistake_with_one_line(files):
-    for arguments in ([files / "missing.csv"], [files / "test.csv", "--threshold", "youden"]):
+    test = files / "test.csv"
+    for arguments, message in (
+        ([files / "missing.csv"], "missing.csv"),
+        ([test, "--threshold", "youden"], "--predictions_val"),
+        ([test, "--threshold", "youden", "--predictions_val", test], "--allow_overlap"),
+    ):
         result = run_metrics(*arguments)
+        assert message in result.stderr
         assert result.returncode == 2
         assert result.stderr.startswith("error: ")
         assert result.stderr.count("\n") == 1

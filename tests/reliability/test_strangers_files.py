@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dataloaders.federated import read_preparation
+from dataloaders.overlap import Listed
 from networks.densenet import load_imagenet_weights
 from networks.saved import HEAD, load_model
 from predict.card import describe_run
@@ -61,6 +62,9 @@ def test_a_compressed_file_is_not_inflated(tmp_path):
     (tmp_path / "plain.pth").unlink()
     assert path.stat().st_size < 300_000
     assert "compressed inside" in refusal(load_checkpoint, path)
+
+
+NOBODY = Listed([], None, "PatientID")
 
 
 @pytest.mark.parametrize("kind", ["zip", "old format"])
@@ -181,7 +185,8 @@ def test_published_weights_are_read_the_same_way(tmp_path):
     ("name", "read"),
     [
         ("evaluation.json", rebuild_report),
-        ("split.json", describe_run),
+        ("split.json", lambda folder: describe_run(folder, NOBODY)),
+        ("seen.json", lambda folder: describe_run(folder, NOBODY)),
         ("manifest.json", lambda folder: read_preparation(folder / "images")),
         ("any.json", lambda folder: read_json(folder / "any.json")),
     ],
@@ -204,14 +209,25 @@ def test_json_that_is_none_is_one_line_wherever_it_is_read(tmp_path, content, na
         ),
         (
             "split.json",
-            describe_run,
+            lambda folder: describe_run(folder, NOBODY),
             {
                 **{"format": 1, "csv": "a", "how": "iid", "seed": 1},
                 **{"labelled_clients": [3], "clients": [["a"]]},
             },
             "give ids from 0 to 0",
         ),
-        ("split.json", describe_run, {"format": 1, "csv": "a", "how": "iid"}, "no seed"),
+        (
+            "split.json",
+            lambda folder: describe_run(folder, NOBODY),
+            {"format": 1, "csv": "a", "how": "iid"},
+            "no seed",
+        ),
+        (
+            "seen.json",
+            lambda folder: describe_run(folder, NOBODY),
+            {"format": 1, "sets": {"train": {"names": ["a"], "pixels": None, "groups": [3]}}},
+            "sets/train/groups/0 is 3",
+        ),
         (
             "manifest.json",
             lambda folder: read_preparation(folder / "images"),

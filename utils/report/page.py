@@ -103,6 +103,8 @@ CAPTIONS = {
 }
 
 
+OVERLAP_FACT = "overlap of the sets"  # the fact that answers item 20
+
 # What a report was made with, for making it again; see `write_report`.
 SETTINGS = record(
     {"threshold": text(40), "sweep": choice(True, False)},
@@ -299,7 +301,9 @@ def _claim_answers(
         41: "none for practice: research, not for clinical use",
         42: "this page, with args.json and env.json",
     }
-    if predictions.groups is not None:
+    if OVERLAP_FACT in facts:
+        answers[20] = facts[OVERLAP_FACT]
+    elif predictions.groups is not None:
         answers[20] = f"test {predictions.group_noun} are identified; whether training had any of "
         answers[20] += f"them: {TO_BE_FILLED}"
     if "preprocessing" in facts:
