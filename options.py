@@ -203,6 +203,8 @@ PRESETS |= {
 EMBEDDED_PRESETS = ("demo", "bench", "demo-3d")
 DATA_FLAGS = ("root_path", "csv_file_train", "csv_file_val", "csv_file_test", "medmnist", "volumes")
 
+DEFAULT_CACHE = Path("data/cache")  # of decoded images
+
 # Flags that may differ when a run goes on; every other one decides what is computed. Data may lie
 # elsewhere by then: that they are the same is checked by their content.
 FREE_ON_RESUME = {
@@ -357,7 +359,7 @@ def _data(parser: argparse.ArgumentParser) -> None:
         help="where the decoded images live; auto: on the GPU where they fit, else on disk",
     )
     group.add_argument(
-        "--cache_dir", type=Path, default=Path("data/cache"), help="folder for decoded images"
+        "--cache_dir", type=Path, default=DEFAULT_CACHE, help="folder for decoded images"
     )
     group.add_argument(
         "--phantom_patients",

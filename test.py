@@ -26,7 +26,7 @@ from networks.devices import (
 )
 from networks.models import Network
 from networks.saved import build_network, load_model, load_weights
-from options import PRECISIONS
+from options import DEFAULT_CACHE, PRECISIONS
 from predict.card import (
     copy_history,
     describe_model,
@@ -37,11 +37,12 @@ from predict.card import (
 from predict.inference import predict_set
 from predict.scans import ScanFiles, predict_scans, summary_lines, write_scan_predictions
 from record.opening import describe_environment, is_run
+from utils.commands import command_line
 from utils.errors import OneLineParser, UserError, run_command, whole_number
 from utils.files import write_text
 from utils.metrics.evaluation import YOUDEN, evaluation_tables, print_tables, threshold_number
 from utils.metrics.numbers import DEFAULT_THRESHOLD
-from utils.report.page import TEST_FILE
+from utils.report.page import TEST_FILE, VALIDATION_FILE
 from utils.workers import available_cores
 
 # What --dicom alone needs, and what it has no use for: scans come without labels.
@@ -157,7 +158,11 @@ def report_labelled(model: Model, args: argparse.Namespace, out: Path) -> None:
         bool(args.sweep),
     )
     print_tables(evaluation_tables(evaluation, bool(args.sweep)))
-    print(f"\nreport: {out / 'REPORT.md'}; score again: python -m utils.metrics {out / TEST_FILE}")
+    flags = {"threshold": args.threshold, "sweep": args.sweep, "allow_overlap": args.allow_overlap}
+    if "val" in predictions:
+        flags["predictions_val"] = out / VALIDATION_FILE
+    again = command_line("-m utils.metrics", flags, out / TEST_FILE)
+    print(f"\nreport: {out / 'REPORT.md'}; score again: {again}")
 
 
 def load_images(
@@ -168,7 +173,7 @@ def load_images(
         splits = ("validation", "testing") if args.threshold == YOUDEN else ("testing",)
         return load_medmnist(args.medmnist, image_size, "auto", splits)[1]
     files = {"test": args.csv_file_test, "val": args.csv_file_val}
-    cache_dir = args.cache_dir or Path("data/cache")
+    cache_dir = args.cache_dir or DEFAULT_CACHE
     return {
         name: load_dataset(
             read_table(path, label_uncertainty, args.multi_label or "refuse"),

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shlex
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +14,13 @@ from dataloaders.split import read_split
 from networks.devices import evaluation_batch_size
 from networks.models import Network
 from networks.saved import load_model
+from options import DEFAULT_CACHE
 from predict.gradcam import draw_gradcam
 from predict.inference import predict_set
+from utils.commands import command_line
 from utils.files import write_text
 from utils.metrics.evaluation import Evaluation, evaluation_tables, print_tables
+from utils.metrics.numbers import DEFAULT_THRESHOLD
 from utils.metrics.predictions import Predictions
 from utils.report.page import OVERLAP_FACT, write_report
 from utils.tensors import net_device
@@ -55,12 +57,16 @@ def report_run(
 
 
 def test_command(checkpoint: Path, args: Namespace) -> str:
-    """What to type to test a checkpoint on the test images of the run with the flags `args`."""
+    """What to type to test a checkpoint on the test images of the run with the flags `args`, for
+    the numbers of its report."""
     images = {"medmnist": args.medmnist}
     if args.medmnist is None:
         images = {"root_path": args.root_path, "csv_file_test": args.csv_file_test}
-    words = [word for flag, value in images.items() for word in (f"--{flag}", str(value))]
-    return shlex.join(["python", "test.py", "--resume", str(checkpoint), *words])
+        images["multi_label"] = None if args.multi_label == "refuse" else args.multi_label
+        images["cache_dir"] = None if args.cache_dir == DEFAULT_CACHE else args.cache_dir
+    threshold = None if args.threshold == DEFAULT_THRESHOLD else args.threshold
+    flags = {"resume": checkpoint} | images | {"threshold": threshold}
+    return command_line("test.py", flags)
 
 
 def describe_model(path: Path, content: Mapping) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """One run and its folder: what it writes while it trains, and how it goes on after a stop."""
 
 import json
+import shlex
 import threading
 import time
 from argparse import Namespace
@@ -44,6 +45,7 @@ from record.state import (
 )
 from server import Server
 from utils.checkpoint import save_checkpoint
+from utils.commands import command_line
 from utils.errors import UserError
 from utils.files import FolderLock, free_bytes, megabytes, sweep_temporary_files, write_text
 from utils.logger import Curves, RunLog, write_rows
@@ -83,9 +85,10 @@ class Run:
         """What to type to go on with this run, or that there is nothing to go on from."""
         if not is_run(self.folder):
             return "nothing was written yet: start it again"
-        command = f"python train_main.py --resume {self.folder}"
+        command = command_line("train_main.py", {"resume": self.folder})
         if self.args.engine == "sites":
-            command = f"flwr run . --run-config 'flags=\"--resume {self.folder}\"'"
+            flags = shlex.join(["--resume", str(self.folder)])
+            command = shlex.join(["flwr", "run", ".", "--run-config", f"flags={json.dumps(flags)}"])
         return f"finished rounds are kept: go on with {command}"
 
     def close(self) -> None:

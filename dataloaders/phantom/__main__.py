@@ -4,7 +4,6 @@ python -m dataloaders.phantom --out data/phantom --patients 60 --size 64 --forma
 """
 
 import argparse
-import shlex
 from pathlib import Path
 
 from dataloaders.phantom.files import (
@@ -16,6 +15,7 @@ from dataloaders.phantom.files import (
     write_png,
 )
 from dataloaders.phantom.patients import CLASS_NAMES, RSNA_PROPORTIONS, Phantom, generate
+from utils.commands import command_line
 from utils.errors import OneLineParser, UserError, run_command
 
 
@@ -110,17 +110,24 @@ def _check(args: argparse.Namespace) -> None:
 
 def _what_next(args: argparse.Namespace) -> str:
     """The commands that use what was written."""
-    out = shlex.quote(str(args.out))
+    out = args.out
     if args.format == "dicom":
-        return (
-            f"next: python -m dataloaders.prepare rsna --dicom_dir {out}/stage_2_train "
-            f"--labels {out}/stage_2_train.csv --out {out}/prepared"
-        )
-    return (
-        f"next: python -m dataloaders.partition {out}/labels.csv --out {out} --group PatientID\n"
-        f"      python train_main.py --root_path {out}/images --csv_file_train {out}/training.csv "
-        f"--csv_file_val {out}/validation.csv --csv_file_test {out}/testing.csv"
+        flags = {"dicom_dir": out / "stage_2_train", "labels": out / "stage_2_train.csv"}
+        prepared = {"out": out / "prepared"}
+        return "next: " + command_line("-m dataloaders.prepare rsna", flags | prepared)
+    divide = command_line(
+        "-m dataloaders.partition", {"out": out, "group": "PatientID"}, out / "labels.csv"
     )
+    train = {
+        "preset": "paper",
+        "image_size": max(args.size, 32),
+        "pretrained": 0,
+        "root_path": out / "images",
+        "csv_file_train": out / "training.csv",
+        "csv_file_val": out / "validation.csv",
+        "csv_file_test": out / "testing.csv",
+    }
+    return f"next: {divide}\n      {command_line('train_main.py', train)}"
 
 
 if __name__ == "__main__":
