@@ -1,8 +1,10 @@
-"""A saved checkpoint against a test set, or on a folder of scans.
+"""A run or a checkpoint against a test set, or on pictures and scans without labels.
 
-python test.py --resume runs/NAME/checkpoints/epoch_99.pth --root_path DIR --csv_file_test C.csv
+python test.py --resume runs/NAME                              its own test images
+python test.py --resume CHECKPOINT --root_path DIR --csv_file_test C.csv
 python test.py --resume CHECKPOINT --medmnist FILE.npz
-python test.py --resume CHECKPOINT --dicom DIR
+python test.py --resume CHECKPOINT --predict PATH ...          PNG, JPEG, DICOM, NIfTI, folders, CSV
+python test.py --resume CHECKPOINT --dicom DIR                 CT slices, by study
 """
 
 import argparse
@@ -11,21 +13,13 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 from dataloaders.dataset import ImageDataset, load_dataset
 from dataloaders.dicom import WINDOW_CHOICES, Preprocessing
 from dataloaders.medmnist import load_medmnist
 from dataloaders.overlap import compare_all, members_of, overlaps_with_run, warning_line
 from dataloaders.table import MULTI_LABEL, read_table
-from networks.devices import (
-    choose_devices,
-    choose_precision,
-    place_network,
-    set_precision,
-)
-from networks.models import Network
-from networks.saved import build_network, load_model, load_weights
+from networks.saved import find_checkpoint
 from options import DEFAULT_CACHE, PRECISIONS
 from predict.card import (
     copy_history,
@@ -34,27 +28,32 @@ from predict.card import (
     preprocessing_words,
     report_network,
 )
-from predict.inference import predict_set
-from predict.scans import ScanFiles, predict_scans, summary_lines, write_scan_predictions
-from record.opening import describe_environment, is_run
+from predict.files import ImageFiles
+from predict.gradcam import HeatPictures
+from predict.inference import UNLIKE, FilePredictions, predict_set
+from predict.model import HOW_TO_KNOW, SIZES, Model, load, prediction_table
+from predict.scans import (
+    REJECTED_FILE,
+    scan_files,
+    summary_lines,
+    write_scan_predictions,
+    write_studies,
+)
+from record.opening import ARGS_FILE, describe_environment, is_run
 from utils.commands import command_line
 from utils.errors import OneLineParser, UserError, run_command, whole_number
 from utils.files import write_text
+from utils.json_files import read_json
 from utils.metrics.evaluation import YOUDEN, evaluation_tables, print_tables, threshold_number
 from utils.metrics.numbers import DEFAULT_THRESHOLD
 from utils.report.page import TEST_FILE, VALIDATION_FILE
 from utils.workers import available_cores
 
-# What --dicom alone needs, and what it has no use for: scans come without labels.
-SCANS_ONLY = ("window", "size", "workers")
-SIZES = range(16, 1025)
-HOW_TO_KNOW = {
-    "image_size": "the flag it was trained with, 224 for the released program",
-    "window": "the flag of `dataloaders.prepare rsna`, triple by default",
-    "size": "the flag of `dataloaders.prepare rsna`, 128 by default",
-}
+DEFAULT_GPU = "0"
+PREDICTIONS_FILE = "predictions.csv"
+SOURCES = ("csv_file_test", "medmnist", "predict", "dicom")
+# What has a meaning with labels, and what without.
 LABELLED_ONLY = (
-    "root_path",
     "csv_file_val",
     "multi_label",
     "threshold",
@@ -62,90 +61,47 @@ LABELLED_ONLY = (
     "cache_dir",
     "allow_overlap",
 )
-
-
-class Model(NamedTuple):
-    """A checkpoint ready to predict. content: everything in the file but its weights."""
-
-    path: Path
-    net: Network
-    content: dict
-    precision: str
-
-    def facts(self) -> dict[str, str]:
-        """What is to be said about the model and about how it was used."""
-        command = shlex.join(["python", *sys.argv])
-        return describe_model(self.path, self.content) | {
-            "evaluated with": f"{command} (backbone in {self.precision})"
-        }
-
-    def image_size(self, given: int | None) -> int:
-        """Pixels per side of the images the network was trained on; see `_settle`."""
-        return self._settle("image_size", given, self.content.get("preprocessing", {}))
-
-    def scan_preprocessing(self, window: str | None, size: int | None) -> Preprocessing:
-        """How those images were made from scans; see `_settle`."""
-        recorded = self.content.get("preprocessing", {}).get("dicom", {})
-        preprocessing = Preprocessing(
-            self._settle("window", window, recorded), self._settle("size", size, recorded)
-        )
-        if preprocessing.window not in WINDOW_CHOICES or preprocessing.size not in SIZES:
-            raise UserError(f"{self.path}: names a preprocessing that this program does not know")
-        return preprocessing
-
-    def _settle(self, name: str, given, recorded: dict):
-        """What the file records, or where it is silent the flag's value.
-
-        Raises `UserError` where neither says it, or where they disagree.
-        """
-        value = recorded.get(name, given)
-        if value is None:
-            raise UserError(
-                f"{self.path}: does not say how its images were made; say it with --{name}, "
-                f"{HOW_TO_KNOW[name]}"
-            )
-        if given not in (None, value):
-            raise UserError(f"--{name} {given}: {self.path} was trained with {value}")
-        return value
+UNLABELLED_ONLY = ("window", "size", "workers", "unlike", "gradcam")
 
 
 def main() -> None:
     """Predict, and write everything about the predictions."""
     args = parse()
-    model = load(args)
+    args.resume = find_checkpoint(args.resume)
+    device = "auto" if args.gpu == DEFAULT_GPU else args.gpu
+    given = {name: getattr(args, name) for name in HOW_TO_KNOW}
+    model = load(args.resume, device, args.precision, args.class_names, print, **given)
     out = args.out or default_folder(args)
     if args.dicom is not None:
         predict_folder(model, args, out)
+    elif args.predict is not None:
+        predict_anything(model, args, out)
     else:
         report_labelled(model, args, out)
 
 
-def load(args: argparse.Namespace) -> Model:
-    """The network of --resume on its device."""
-    weights, content = load_model(args.resume, args.class_names)
-    net = build_network(content["architecture"], content["class_names"])
-    load_weights(net, weights, args.resume)
-    device = choose_devices(args.gpu, print, default="0")[0]
-    net = place_network(net, device)
-    precision = choose_precision(args.precision, [device])
-    set_precision([net], precision)
-    return Model(args.resume, net, content, precision)
+def facts_of(model: Model) -> dict[str, str]:
+    """What is to be said about the model and about how it was used."""
+    command = shlex.join(["python", *sys.argv])
+    return describe_model(model.path, model.content) | {
+        "evaluated with": f"{command} (backbone in {model.precision})"
+    }
 
 
 def report_labelled(model: Model, args: argparse.Namespace, out: Path) -> None:
     """Metrics, tables, figures and REPORT.md of labelled images."""
     mode = model.content["architecture"]["mode"]
-    datasets = load_images(args, mode, model.image_size(args.image_size))
+    datasets = load_images(args, mode, model.image_size())
     for images in datasets.values():
         refuse_other_classes(images, model)
     check_overlap(args, datasets)
     predictions = {
         name: predict_set(model.net, images, args.batch_size) for name, images in datasets.items()
     }
-    facts = model.facts()
+    facts = facts_of(model)
     if (run := run_folder(args.resume)) is not None:
         facts |= describe_run(run, datasets["test"])
-        environment = describe_environment([next(model.net.parameters()).device])
+        environment = describe_environment([model.device])
         copy_history(run, out, environment, model.content["round"])
     evaluation = report_network(
         out,
@@ -217,24 +173,57 @@ def refuse_other_classes(images: ImageDataset, model: Model) -> None:
 
 def predict_folder(model: Model, args: argparse.Namespace, out: Path) -> None:
     """Probabilities per slice and per study of a folder of DICOM files."""
-    preprocessing = model.scan_preprocessing(args.window, args.size)
-    image_size = model.image_size(args.image_size)
-    scans = ScanFiles(args.dicom, preprocessing, image_size)
-    workers = available_cores() if args.workers is None else args.workers
-    predictions = predict_scans(model.net, scans, args.batch_size, workers)
-    write_scan_predictions(out, predictions, model.content["class_names"])
-    facts = model.facts() | {
-        "preprocessing": preprocessing_words(image_size, preprocessing._asdict())
-    }
-    write_text(out / "model.json", json.dumps(facts, indent=2) + "\n")
-    for line in summary_lines(predictions):
-        print(line)
+    scans = scan_files(args.dicom, model.scan_preprocessing(), model.image_size())
+    predictions = predict_and_draw(model, scans, args, out)
+    write_scan_predictions(out, predictions, model.class_names)
+    write_model_facts(model, model.scan_preprocessing(), out)
+    end_with_summary(model, predictions, out, REJECTED_FILE, "slices")
     if not predictions.slices:
         raise UserError(f"--dicom {args.dicom}: none of its files is a CT slice that can be read")
-    print(
-        f"every slice is given one of the classes {', '.join(model.content['class_names'])}, also "
-        f"one that shows none of them; for research, not for clinical use\npredictions: {out}"
-    )
+
+
+def predict_anything(model: Model, args: argparse.Namespace, out: Path) -> None:
+    """predictions.csv of pictures, scans and volumes without labels; studies.csv where there are
+    studies."""
+    predictions = predict_and_draw(model, model.open(args.predict, args.root_path), args, out)
+    table = prediction_table(predictions, model.class_names)
+    write_text(out / PREDICTIONS_FILE, table.to_csv(index=False, lineterminator="\n"))
+    if any(found.study for found in predictions.slices):
+        write_studies(out, predictions, model.class_names)
+    write_model_facts(model, model.scans_or_none(), out)
+    end_with_summary(model, predictions, out, PREDICTIONS_FILE, "images")
+    if not predictions.slices:
+        raise UserError(
+            f"--predict: none of {len(predictions.rejected)} files can be read, "
+            f"{predictions.rejected[0].file}: {predictions.rejected[0].reason}"
+        )
+
+
+def predict_and_draw(model: Model, files: ImageFiles, args: argparse.Namespace, out: Path):
+    """`Model.predict_files`; with --gradcam also a picture of the evidence for each."""
+    workers = available_cores() if args.workers is None else args.workers
+    drawing = HeatPictures(model.net, out / "gradcam") if args.gradcam else None
+    unlike = args.unlike or "refuse"
+    return model.predict_files(files, args.batch_size, workers, unlike, drawing)
+
+
+def write_model_facts(model: Model, scans: Preprocessing | None, out: Path) -> None:
+    """model.json: which checkpoint, and how its images were made."""
+    made = preprocessing_words(model.image_size(), scans and scans._asdict())
+    facts = facts_of(model) | {"preprocessing": made}
+    write_text(out / "model.json", json.dumps(facts, indent=2) + "\n")
+
+
+def end_with_summary(
+    model: Model, predictions: FilePredictions, out: Path, left_out_in: str, noun: str
+) -> None:
+    """What the terminal says at the end."""
+    print("\n".join(summary_lines(predictions, left_out_in, noun)))
+    if predictions.slices:
+        print(
+            f"every one is given one of the classes {', '.join(model.class_names)}, also one that "
+            f"shows none of them; for research, not for clinical use\npredictions: {out}"
+        )
 
 
 def parse() -> argparse.Namespace:
@@ -247,12 +236,15 @@ def parse() -> argparse.Namespace:
     )
     add_arguments(parser)
     args = parser.parse_args()
-    sources = [
-        name for name in ("csv_file_test", "medmnist", "dicom") if getattr(args, name) is not None
-    ]
+    sources = [name for name in SOURCES if getattr(args, name) is not None]
+    if not sources and (run := run_folder(find_checkpoint(args.resume))) is not None:
+        sources = use_test_images(args, run)
     if len(sources) != 1:
-        raise UserError("give one of --csv_file_test, --medmnist and --dicom")
-    for name in LABELLED_ONLY if args.dicom else SCANS_ONLY:
+        raise UserError("give one of --csv_file_test, --medmnist, --predict and --dicom")
+    wrong = UNLABELLED_ONLY
+    if args.predict or args.dicom:
+        wrong = LABELLED_ONLY if args.predict else (*LABELLED_ONLY, "root_path")
+    for name in wrong:
         if getattr(args, name) is not None:
             raise UserError(f"--{name}: has no meaning with --{sources[0]}; leave it out")
     if args.csv_file_test and args.root_path is None:
@@ -265,15 +257,39 @@ def parse() -> argparse.Namespace:
     return args
 
 
+def use_test_images(args: argparse.Namespace, run: Path) -> list[str]:
+    """Set the flags of the test images that the run itself had; the names of those that decide."""
+    known = read_json(run / ARGS_FILE, advice="name the images with --csv_file_test")
+    for name in ("medmnist", "root_path", "csv_file_test"):
+        if known.get(name) is not None and getattr(args, name) is None:
+            setattr(args, name, Path(known[name]))
+    return [name for name in ("csv_file_test", "medmnist") if getattr(args, name) is not None]
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All flags. Those of one kind of source have no default, so that typing them is noticed."""
     add = parser.add_argument
-    add("--resume", type=Path, required=True, help="checkpoint: epoch_N.pth")
+    add("--resume", type=Path, required=True, help="a run's folder, or epoch_N.pth")
     add("--csv_file_test", type=Path, help="CSV of the test images")
     add("--root_path", type=Path, help="folder of the images named in the CSVs")
     add("--csv_file_val", type=Path, help="CSV of validation images, for --threshold youden")
     add("--medmnist", type=Path, help="a MedMNIST .npz file, instead of folder and CSV")
     add("--dicom", type=Path, help="a folder of scans without labels, searched to its depth")
+    add(
+        "--predict",
+        type=Path,
+        nargs="+",
+        metavar="PATH",
+        help="images without labels: PNG, JPEG, DICOM or NIfTI files, folders of them, or a CSV "
+        "with a column ImageID (below --root_path, or beside it)",
+    )
+    add("--gradcam", action="store_true", default=None, help="also draw the evidence in each image")
+    add(
+        "--unlike",
+        choices=UNLIKE,
+        help="images that are nothing like those of the training: refuse them, or predict and say "
+        "so (refuse)",
+    )
     add("--multi_label", choices=MULTI_LABEL, help="rows without exactly one class (refuse)")
     add("--threshold", help="on softmax: a number (0.4), or youden: chosen on validation data")
     add(
@@ -294,7 +310,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole_number("--image_size", 32, 4096),
         help="of a checkpoint that does not say; pixels per side",
     )
-    add("--window", choices=WINDOW_CHOICES, help="of a checkpoint that does not say, for --dicom")
+    add("--window", choices=WINDOW_CHOICES, help="of a checkpoint that does not say, for scans")
     add(
         "--size",
         type=whole_number("--size", SIZES[0], SIZES[-1]),
@@ -312,7 +328,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images per forward pass",
     )
     add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where a GPU has it")
-    add("--gpu", default="0", help="CUDA device, or cpu")
+    add("--gpu", default=DEFAULT_GPU, help="CUDA device, or cpu")
     add("--cache_dir", type=Path, help="folder for decoded images (data/cache)")
     add("--out", type=Path, help="folder for the results; default: in the run's tests/")
 
@@ -325,8 +341,9 @@ def run_folder(checkpoint: Path) -> Path | None:
 
 def default_folder(args: argparse.Namespace) -> Path:
     """Where results go: one folder for each checkpoint and source, beside the run's own files."""
-    file = args.csv_file_test or args.medmnist
-    source = os.path.basename(os.path.abspath(args.dicom)) if file is None else file.stem
+    first = args.csv_file_test or args.medmnist or args.dicom or args.predict[0]
+    named = Path(os.path.abspath(first))
+    source = named.name if named.is_dir() else named.stem
     run = run_folder(args.resume)
     tests = args.resume.parent if run is None else run / "tests"
     return tests / f"{args.resume.stem}-{source}"

@@ -18,6 +18,7 @@ from PIL import Image
 
 from dataloaders.columns import quoted
 from dataloaders.dataset import ImageDataset, load_dataset
+from dataloaders.likeness import describe_pictures
 from dataloaders.medmnist import load_medmnist
 from dataloaders.overlap import Listed, compare_all, members_of
 from dataloaders.partition import (
@@ -104,6 +105,7 @@ def load_federated_data(args: Namespace, say: Callable[[str], None]) -> Federate
             f"--image_size {args.image_size}: images of {image_size} pixels are too small for "
             f"DenseNet121; give {SMALLEST_IMAGE} or more, as --image_size 64"
         )
+    pictures = datasets.get("train", datasets["test"])
     preparation = {} if args.medmnist else read_preparation(args.root_path)
     return FederatedData(
         train,
@@ -111,7 +113,7 @@ def load_federated_data(args: Namespace, say: Callable[[str], None]) -> Federate
         datasets.get("val"),
         datasets["test"],
         dealt,
-        {"image_size": image_size} | preparation,
+        {"image_size": image_size, "pictures": describe_pictures(pictures.pixels)} | preparation,
         0 if train is None else len(train),
     )
 

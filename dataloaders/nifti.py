@@ -49,7 +49,7 @@ def volume_name(path: Path) -> str | None:
     return path.name[: -len(endings[0])] if endings else None
 
 
-def read_nifti(path: Path) -> Volume:
+def read_nifti(path: Path, fewest_slices: int = 2) -> Volume:
     """An image of three dimensions, or of four with the channels last.
 
     Raises `ValueError`, in words, for a file that cannot be read, another number of dimensions, a
@@ -59,7 +59,7 @@ def read_nifti(path: Path) -> Volume:
     nibabel, orientations = import_3d("nibabel"), import_3d("nibabel.orientations")
     try:
         image = nibabel.load(path)
-        _check_header(path, image)
+        _check_header(path, image, fewest_slices)
         orientation = orientations.io_orientation(image.affine)
         data = np.asanyarray(image.dataobj).astype(np.float32)
     except FileNotFoundError:
@@ -103,11 +103,11 @@ def _one_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def _check_header(path: Path, image) -> None:
+def _check_header(path: Path, image, fewest_slices: int = 2) -> None:
     shape = image.shape
     if len(shape) not in (3, 4):
         raise ValueError(f"has {len(shape)} dimensions; only three, or four with channels, are")
-    if min(shape[:3]) < 2:
+    if min(shape[:3]) < fewest_slices:
         raise ValueError(f"is a single slice ({'x'.join(map(str, shape))} voxels), not a volume")
     voxels = int(np.prod([int(side) for side in shape], dtype=object))
     claimed = voxels * image.get_data_dtype().itemsize

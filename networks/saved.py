@@ -1,5 +1,6 @@
 """Networks in files: what a checkpoint holds, and the network that it describes."""
 
+import re
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from networks.models import ATTENTIONS, MODES, DenseNet121, Network
 from networks.unet3d import UNet3d
 from utils.checkpoint import load_checkpoint
+from utils.commands import command_line
 from utils.errors import UserError
 from utils.schema import (
     Mismatch,
@@ -123,7 +125,12 @@ VOLUMES = record(
         "patch_size": sequence(whole(1, 4096), 3, 3),
     }
 )
-PREPROCESSING = record({}, {"image_size": whole(8, 8192), "dicom": DICOM, "volumes": VOLUMES})
+# The range of the training images, see `dataloaders.likeness`.
+PICTURES = mapping(text(20), sequence(number(0, 255), 2, 2), largest=20)
+PREPROCESSING = record(
+    {},
+    {"image_size": whole(8, 8192), "dicom": DICOM, "volumes": VOLUMES, "pictures": PICTURES},
+)
 MODEL_FILE = record(
     {
         "state_dict": STATE_DICT,
@@ -157,6 +164,28 @@ def check_model(content: Mapping, place: str) -> None:
         raise Mismatch(f"no weights of this {TITLES[network]} in it (no {head})")
     value = next(value for name, value in weights.items() if name.endswith(head))
     tensor(FLOATING, (None,) * (2 if head == HEAD else 5))(value, head)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """`path`, or where it is a run's folder the last of its checkpoints.
+
+    Raises `UserError` where there is none.
+    """
+    if not path.is_dir():
+        return path
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    numbered = {
+        int(found[1]): file
+        for file in folder.iterdir()
+        if (found := re.fullmatch(r"epoch_(\d+)\.pth", file.name))
+    }
+    if not numbered:
+        finish = command_line("train_main.py", {"resume": path, "finish": True})
+        raise UserError(
+            f"{path}: has no checkpoints/epoch_N.pth yet; name a finished run, or write one with "
+            f"{finish}"
+        )
+    return numbered[max(numbered)]
 
 
 def load_model(

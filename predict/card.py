@@ -80,7 +80,9 @@ def describe_model(path: Path, content: Mapping) -> dict[str, str]:
         ),
     }
     if "image_size" in preprocessing:
-        facts["preprocessing"] = preprocessing_words(**preprocessing)
+        facts["preprocessing"] = preprocessing_words(
+            preprocessing["image_size"], preprocessing.get("dicom")
+        )
     return facts
 
 

@@ -4,6 +4,8 @@ Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via Gradient-
 ICCV 2017, on the last feature map of DenseNet121 (7 x 7 positions for images of 224 pixels).
 """
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -11,10 +13,14 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 from torch.nn import functional
 
+from dataloaders.augment import normalize
 from dataloaders.dataset import ImageDataset
 from networks.models import DenseNet121
+from predict.files import Slice
+from utils.files import atomic_write
 from utils.metrics.predictions import Predictions
 from utils.plots.style import save_figure
 from utils.report.figures import PAGE_WIDTH, STYLE, clipped
@@ -88,6 +94,47 @@ def draw_gradcam(
             f"{positions} x {positions}"
         )
         save_figure(figure, path)
+
+
+class HeatPictures:
+    """Writes a PNG for each picture that a model predicts: it, and beside it the heat map of its
+    most probable class; numbered in the files' order, then named after them. See `SeesBatch`."""
+
+    def __init__(self, net: DenseNet121, folder: Path):
+        self.net = net
+        self.folder = folder
+        self.count = 0
+
+    def __call__(
+        self, slices: Sequence[Slice], pixels: np.ndarray, probabilities: np.ndarray
+    ) -> None:
+        classes = torch.from_numpy(probabilities.argmax(axis=1))
+        for found, picture, heat in zip(
+            slices, pixels, heat_maps(self.net, pixels, classes), strict=True
+        ):
+            name = re.sub(r"[^\w.\[\]-]+", "_", found.file)[-80:]
+            image = Image.fromarray(picture_beside_heat(picture, heat))
+            with atomic_write(self.folder / f"{self.count:05}_{name}.png") as file:
+                image.save(file, format="PNG")
+            self.count += 1
+
+
+def heat_maps(net: DenseNet121, pixels: np.ndarray, classes: torch.Tensor) -> np.ndarray:
+    """`grad_cam` (B, S, S) for uint8 pictures (B, C, S, S) of the network's size."""
+    device = net_device(net)
+    net.eval()
+    with torch.enable_grad():
+        images = normalize(torch.from_numpy(pixels).to(device).float())
+        return grad_cam(net, images, classes.to(device)).cpu().numpy()
+
+
+def picture_beside_heat(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """A uint8 picture (C, S, S) and the same in grey under its heat map: uint8 (S, 2 S, 3)."""
+    plain = np.broadcast_to(picture, (3, *picture.shape[1:])).transpose(1, 2, 0)
+    grey = plain.mean(axis=2, keepdims=True)
+    opacity = HEAT_OPACITY * heat[:, :, None]
+    heated = (1 - opacity) * grey + opacity * 255 * np.array(HEAT_COLOR)
+    return np.concatenate([plain, heated.round().astype(np.uint8)], axis=1)
 
 
 def _draw_pair(

@@ -1,12 +1,20 @@
-"""Probabilities of a network for a set of images."""
+"""Probabilities of a network for a set of images, or for files of any kind."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
+from dataloaders.augment import normalize
 from dataloaders.dataset import ImageDataset
+from dataloaders.likeness import find_unlike
+from dataloaders.prepare.conversion import Rejected
 from networks.models import BATCHNORM_MOMENTUM, Network
+from predict.files import Arrays, ImageFiles, Slice
 from utils.errors import UserError
 from utils.metrics.predictions import Predictions
 from utils.tensors import net_device
@@ -82,3 +90,99 @@ def predict_set(net: Network, images: ImageDataset, batch_size: int) -> Predicti
         None if images.groups is None else np.array(images.groups),
         images.group_column,
     )
+
+
+class FilePredictions(NamedTuple):
+    """outcomes: of every picture in order, what it is, or why it could not be read. The others are
+    of the N that could be. probabilities: float64 (N, C), softmax; unlike: what tells each from
+    the training images, or "". seconds: reading included."""
+
+    outcomes: list[Slice | Rejected]
+    probabilities: np.ndarray
+    unlike: list[str]
+    seconds: float
+
+    @property
+    def slices(self) -> list[Slice]:
+        """What could be read."""
+        return [item for item in self.outcomes if isinstance(item, Slice)]
+
+    @property
+    def rejected(self) -> list[Rejected]:
+        """What could not be read."""
+        return [item for item in self.outcomes if isinstance(item, Rejected)]
+
+
+UNLIKE = ("refuse", "predict")
+# Called for each batch with its slices, pixels uint8 (B, C, S, S) and probabilities (B, C).
+SeesBatch = Callable[[list[Slice], np.ndarray, np.ndarray], None]
+
+
+def predict_files(
+    net: Network,
+    files: ImageFiles | Arrays,
+    batch_size: int,
+    workers: int,
+    training_pictures: Mapping[str, list[float]] | None = None,
+    unlike: str = "refuse",
+    sees_batch: SeesBatch | None = None,
+) -> FilePredictions:
+    """Softmax probabilities of every picture that can be read, in the files' order.
+
+    `workers` processes read while the network computes; 0 reads in this one. Where
+    `training_pictures` describes the training images (`likeness.describe_pictures`) and `unlike` is
+    "refuse", a first batch that is mostly nothing like them is a `UserError`: it says what differs,
+    and nothing of the rest is computed.
+    """
+    device = net_device(net)
+    started = time.perf_counter()
+    loader = DataLoader(files, batch_size, num_workers=min(workers, len(files)), collate_fn=list)
+    outcomes, told, parts = [], [], []
+    net.eval()
+    with torch.no_grad(), tqdm(total=len(files), unit="file", disable=None) as bar:
+        for several in _whole_batches(loader):
+            items = [item for found in several for item in found]
+            outcomes += [item if isinstance(item, Rejected) else item[0] for item in items]
+            read = [item for item in items if not isinstance(item, Rejected)]
+            for start in range(0, len(read), batch_size):  # a volume has many slices
+                found, pixels = _batch_of(read[start : start + batch_size])
+                words = find_unlike(pixels, training_pictures)
+                if unlike == "refuse" and not told:
+                    _refuse_unlike(found, words)
+                logits = net(normalize(torch.from_numpy(pixels).to(device).float()))[1]
+                parts.append(probabilities_of(logits, lambda row, found=found: found[row].file))
+                told += words
+                if sees_batch is not None:
+                    sees_batch(found, pixels, parts[-1])
+            bar.update(len(several))
+    probabilities = np.concatenate(parts) if parts else np.empty((0, 0))
+    return FilePredictions(outcomes, probabilities, told, time.perf_counter() - started)
+
+
+def _batch_of(read: Sequence[tuple[Slice, np.ndarray]]) -> tuple[list[Slice], np.ndarray]:
+    """The slices and their pixels (B, C, S, S); grey ones among coloured ones get three channels,
+    as in training."""
+    channels = max(len(pixels) for _, pixels in read)
+    pixels = [np.broadcast_to(image, (channels, *image.shape[1:])) for _, image in read]
+    return [found for found, _ in read], np.stack(pixels)
+
+
+def _refuse_unlike(found: Sequence[Slice], words: Sequence[str]) -> None:
+    unlike = [at for at, said in enumerate(words) if said]
+    if 2 * len(unlike) > len(found):
+        raise UserError(
+            f"{found[unlike[0]].file}: nothing like the images the model was trained on "
+            f"({words[unlike[0]]}; {len(unlike)} of the first {len(found)} differ): another kind "
+            "of image, or another window; --unlike predict predicts all the same"
+        )
+
+
+def _whole_batches(loader: DataLoader) -> Iterator[list]:
+    """The loader's batches; a reading process that is killed is a `UserError`."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        raise UserError(
+            f"a process that reads scans was ended ({str(error).splitlines()[0]}); if memory is "
+            "short, give --workers 0"
+        ) from error

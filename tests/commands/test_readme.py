@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -61,8 +62,8 @@ PLAN = {
         # The one round that makes the checkpoint which the next commands name.
         TRAIN_RSNA: f"{SMALL} --start_epoch 99 --run_dir runs/NAME",
         "python train_main.py --resume runs/NAME": "",
-        "python test.py --resume runs/NAME/checkpoints/epoch_99.pth --root_path data/rsna/images "
-        "--csv_file_test data/rsna/testing.csv": "",
+        "python test.py --resume runs/NAME": "",
+        "python test.py --resume runs/NAME --predict scans": "--workers 0",
         "python -m utils.tables runs/*/log.txt": "",
         "python reproduce.py table1": DRY,
         "python train_main.py --help": "",
@@ -101,6 +102,11 @@ PLAN = {
         "python test.py --resume released.pth --dicom scans --image_size 224 --window triple "
         "--size 128 --class_names epidural intraparenchymal intraventricular subarachnoid "
         "subdural": "--workers 0 --image_size 32",
+    },
+    "docs/howto-predict.md": {
+        "python test.py --resume runs/NAME --predict scans": "--workers 0",
+        "python test.py --resume runs/NAME --predict my/unlabelled.csv --root_path my/images "
+        "--gradcam": "--workers 0 --unlike predict",
     },
     "docs/howto-add-a-method.md": {
         "python train_main.py --preset demo --method fed_entropy": DEMO,
@@ -266,6 +272,20 @@ def test_how_to_go_from_dicom_to_predictions(readme, place):
         for folder in (place / "runs/NAME/tests/epoch_99-scans", place / "released-scans")
     ]
     assert len(slices[0]) == len(slices[1]) == 73
+
+
+def test_how_to_predict(readme, place, monkeypatch):
+    names = [line.split(",")[0] for line in (place / "my/labels.csv").read_text().splitlines()]
+    (place / "my/unlabelled.csv").write_text("\n".join(names[:4]) + "\n")
+    run_page("docs/howto-predict.md", place)
+    written = pd.read_csv(place / "runs/NAME/tests/epoch_99-scans/predictions.csv")
+    assert len(list((place / "runs/NAME/tests/epoch_99-unlabelled/gradcam").iterdir())) == 3
+    (lines,) = blocks_of(page("docs/howto-predict.md"), "python")
+    scope = {}
+    monkeypatch.chdir(place)
+    exec(lines, scope)  # noqa: S102
+    classes = written.columns[2:7]
+    np.testing.assert_allclose(scope["table"][classes], written[classes], atol=2e-6)
 
 
 @pytest.fixture(scope="module")

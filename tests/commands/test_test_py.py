@@ -201,8 +201,10 @@ def test_flags_that_cannot_be_meant_are_refused_in_one_line(run, phantom_folder)
     test_set = ("--csv_file_test", phantom_folder.csv_file_test)
     images = ("--root_path", phantom_folder.root_path)
     for flags, message in (
-        ((), "give one of --csv_file_test, --medmnist and --dicom"),
-        ((*test_set, "--dicom", "."), "give one of --csv_file_test, --medmnist and --dicom"),
+        ((*test_set, "--dicom", "."), "give one of --csv_file_test, --medmnist, --predict and "),
+        (("--predict", ".", "--sweep"), "--sweep: has no meaning with --predict"),
+        ((*test_set, *images, "--gradcam"), "--gradcam: has no meaning with --csv_file_test"),
+        (("--predict", "no_such_file"), "--predict no_such_file: no such file or folder"),
         (test_set, "--root_path is missing"),
         ((*test_set, *images, "--window", "bone"), "--window: has no meaning with --csv_file_test"),
         (("--dicom", ".", "--sweep"), "--sweep: has no meaning with --dicom"),

@@ -17,8 +17,8 @@ from dataloaders.phantom.patients import CLASS_NAMES
 from dataloaders.prepare.rsna import convert_dicom
 from dataloaders.table import read_table
 from networks.saved import build_network, model_content
-from predict.inference import predict
-from predict.scans import ScanFiles, _whole_batches, predict_scans, write_scan_predictions
+from predict.inference import _whole_batches, predict, predict_files
+from predict.scans import scan_files, write_scan_predictions
 from tests.helpers.dicom_files import PATIENT_NAME, head, write_ct
 from tests.helpers.used_run import PROJECT, run_test_py
 from utils.checkpoint import save_checkpoint
@@ -163,9 +163,10 @@ def test_an_odd_preprocessing_in_a_checkpoint_is_refused(net, scans, tmp_path, o
 
 
 def test_a_grey_window_predicts_grey_pictures(net, scans):
-    grey = ScanFiles(scans, Preprocessing("brain", 40), 32)
-    assert grey[grey.files.index("b/IM0001")][1].shape == (1, 32, 32)
-    found = predict_scans(net, grey, 3, 0)
+    grey = scan_files(scans, Preprocessing("brain", 40), 32)
+    row = [file.name for file in grey.files].index("b/IM0001")
+    assert grey[row][0][1].shape == (1, 32, 32)
+    found = predict_files(net, grey, 3, 0)
     assert found.probabilities.shape == (6, 5)
     np.testing.assert_allclose(found.probabilities.sum(1), 1, atol=1e-12)
 
@@ -188,8 +189,8 @@ def test_names_that_are_no_utf8_and_links_in_circles_do_no_harm(net, tmp_path):
     os.rename(tmp_path / "in" / "ok.dcm", os.fsencode(tmp_path / "in") + b"/caf\xe9.dcm")
     (tmp_path / "in" / "loop").symlink_to(tmp_path / "in")
     (tmp_path / "in" / "gone.dcm").symlink_to(tmp_path / "nowhere")
-    scans = ScanFiles(tmp_path / "in", Preprocessing("brain", 32), 32)
-    found = predict_scans(net, scans, 8, 0)
+    scans = scan_files(tmp_path / "in", Preprocessing("brain", 32), 32)
+    found = predict_files(net, scans, 8, 0)
     write_scan_predictions(tmp_path / "out", found, CLASS_NAMES)
     assert [row["File"] for row in read_rows(tmp_path / "out" / "slices.csv")] == ["caf\\xe9.dcm"]
     assert [row["file"] for row in read_rows(tmp_path / "out" / "rejected.csv")] == ["gone.dcm"]
