@@ -92,8 +92,11 @@ def first_weights(args: Namespace, progress: Progress, net: Network) -> dict[str
     """The global weights to go on from: those of `progress`, ImageNet's, or `net`'s random ones."""
     if progress.weights:
         load_weights(net, progress.weights, args.resume or args.run_dir)
-    elif args.pretrained:
-        net.load_imagenet()
+    else:
+        if args.pretrained:
+            net.load_imagenet()
+        if args.head_bias == "zero":
+            torch.nn.init.zeros_(net.head_layer.bias)
     return copy_weights(net)
 
 

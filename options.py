@@ -74,6 +74,7 @@ PAPER = {
     "join_epoch": -1,
     "labeled_stop": 0,
     "fedavg_weights": "size",
+    "head_bias": "uniform",
     "bn_updates": "once",
 }
 OFFICIAL = {
@@ -82,6 +83,7 @@ OFFICIAL = {
     "label_smoothing": 0.1,
     "labeled_views": 2,
     "eval_every": 10,
+    "eval_at": "first",
 }
 # What the embedded data's size asks for: small pictures, small batches, random weights at first,
 # unlabelled clients that join once there is something to agree on. The matrices of a client and of
@@ -98,6 +100,7 @@ EMBEDDED = {
     "absent_class": "skip",
     "labeled_stop": 0,
     "fedavg_weights": "size",
+    "head_bias": "uniform",
     "bn_updates": "once",
     "keep_state": 0,
 }
@@ -458,6 +461,13 @@ def _federation(parser: argparse.ArgumentParser) -> None:
         "carry on; 0: never",
     )
     group.add_argument(
+        "--stopped_clients",
+        choices=("average", "leave"),
+        default="average",
+        help="whether the labelled clients' last weights stay in every average after they have "
+        "stopped, as in the released program, or leave it",
+    )
+    group.add_argument(
         "--fedavg_weights",
         choices=("equal", "size"),
         default="equal",
@@ -643,6 +653,12 @@ def _network(parser: argparse.ArgumentParser) -> None:
         "--attention", choices=ATTENTIONS, default="none", help="layer over the last feature map"
     )
     group.add_argument(
+        "--head_bias",
+        choices=("zero", "uniform"),
+        default="zero",
+        help="how the head's bias begins: at zero (released program), or drawn as its weights are",
+    )
+    group.add_argument(
         "--pretrained",
         type=int,
         choices=(0, 1),
@@ -721,6 +737,12 @@ def _running(parser: argparse.ArgumentParser) -> None:
         "client in that round",
     )
     group.add_argument("--eval_every", type=int, default=1, help="rounds between evaluations")
+    group.add_argument(
+        "--eval_at",
+        choices=("first", "last"),
+        default="last",
+        help="which of so many rounds is scored; the run's last one always is",
+    )
     group.add_argument(
         "--threshold", type=float, default=0.4, help="of the metrics, on softmax probabilities"
     )

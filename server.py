@@ -9,6 +9,7 @@ import torch
 from confuse_matrix import RelationMatrix, average_matrices
 from local_update import ClientUpdate
 from robust import AGGREGATES
+from utils.tensors import to_host
 
 ROW_TOLERANCE = 1e-3  # how far the sum of a relation matrix's row may be from 1
 Averaged = tuple[dict[str, torch.Tensor], list[ClientUpdate]]
@@ -25,19 +26,22 @@ class Participant(Protocol):
 class Server:
     """Federated averaging, and nothing shared beside the weights; the base of all servers.
 
-    It remembers nothing between rounds; a server that does says so in `state_dict`, and a resumed
-    run goes on from there.
+    What it remembers between rounds, the models of clients that have stopped, is its
+    `state_dict`, from which a resumed run goes on; a server that remembers more adds to it.
     """
 
     def __init__(self, args: Namespace):
         self.args = args
+        self._stopped: list[tuple[dict[str, torch.Tensor], float]] = []
+        self._may_stop = False  # from `active` on: whether somebody would carry on
 
     def state_dict(self) -> dict:
         """What the server remembers between rounds: tensors and plain types only."""
-        return {}
+        return {"stopped": self._stopped} if self._stopped else {}
 
     def load_state_dict(self, state: dict) -> None:
         """Restore what `state_dict` returned."""
+        self._stopped = [tuple(pair) for pair in state.get("stopped", ())]
 
     def active(self, clients: Sequence[Participant], round: int) -> list:
         """Who trains in this round: the unlabelled join late, the labelled may stop, as flags say.
@@ -45,8 +49,8 @@ class Server:
         The labelled stop only where unlabelled ones carry on, so that somebody always trains.
         """
         epochs_done = round * self.args.local_ep
-        joined = epochs_done > self.args.join_epoch
-        joined = joined and not all(client.labeled for client in clients)
+        self._may_stop = not all(client.labeled for client in clients)
+        joined = epochs_done > self.args.join_epoch and self._may_stop
         stopped = joined and 0 < self.args.labeled_stop <= epochs_done
         return [client for client in clients if (not stopped if client.labeled else joined)]
 
@@ -68,16 +72,33 @@ class Server:
         `received` are the global weights that the clients began with.
         """
         reports: list[ClientUpdate] = []
+        last_of_labeled: list[tuple[dict[str, torch.Tensor], float]] = []
 
         def weighted() -> Iterator[tuple[dict[str, torch.Tensor], float]]:
             for update in updates:
                 reports.append(update._replace(weights={}))
                 done(update)
                 share = self.weight(update)
-                yield {name: value.to(device) for name, value in update.weights.items()}, share
+                if update.labeled and self._may_stop and self._stops_after(round):
+                    last_of_labeled.append((to_host(update.weights), share))
+                yield _placed(update.weights, device), share
                 del update  # not to hold its weights while the next client trains
+            if not any(report.labeled for report in reports):
+                yield from ((_placed(weights, device), share) for weights, share in self._stopped)
 
-        return self.combine(weighted(), received), reports
+        average = self.combine(weighted(), received)
+        self._stopped = last_of_labeled or self._stopped
+        return average, reports
+
+    def _stops_after(self, round: int) -> bool:
+        """Whether the labelled clients, whose models are then to stay, stop after this round."""
+        stop = self.args.labeled_stop if self.args.stopped_clients == "average" else 0
+        return 0 < stop <= (round + 1) * self.args.local_ep
+
+    def models_remembered(self, clients: Sequence[Participant]) -> int:
+        """How many models `state_dict` may come to hold: what a state takes on the disk."""
+        labeled = sum(client.labeled for client in clients)
+        return labeled if labeled < len(clients) and self._stops_after(self.args.rounds - 1) else 0
 
     def combine(
         self,
@@ -112,6 +133,10 @@ class Server:
     def pictures(self, reports: Sequence[ClientUpdate]) -> dict[str, torch.Tensor]:
         """Matrices (C, C) for a round's figures, by their source in matrices.csv; NaN: no value."""
         return {}
+
+
+def _placed(weights: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: value.to(device) for name, value in weights.items()}
 
 
 class RelationServer(Server):

@@ -125,6 +125,11 @@ class Network(nn.Module):
         """In which order `device` is fastest on this network's weights and inputs."""
         return torch.channels_last
 
+    @property
+    def head_layer(self) -> nn.Module:
+        """The layer that gives the outputs; it has a weight and a bias."""
+        raise NotImplementedError
+
     def plain_features(self, inputs: torch.Tensor) -> torch.Tensor:
         """inputs (B, ...) -> features in float32, before dropout, kernel by kernel."""
         raise NotImplementedError
@@ -178,6 +183,11 @@ class DenseNet121(Network):
     def load_imagenet(self) -> None:
         """Load ImageNet weights from models/hub/checkpoints; `UserError` where there are none."""
         load_imagenet_weights(self.densenet121, find_imagenet_weights())
+
+    @property
+    def head_layer(self) -> nn.Module:
+        """The linear layer behind the dropout."""
+        return self.densenet121.classifier[0]
 
     def feature_map(self, images: torch.Tensor) -> torch.Tensor:
         """images (B, 3, H, W), ImageNet-normalised -> last feature map (B, 1024, H/32, W/32)."""

@@ -47,6 +47,11 @@ class UNet3d(Network):
         )
         self.head = nn.Conv3d(channels[0], num_classes, 1)
 
+    @property
+    def head_layer(self) -> nn.Module:
+        """The 1x1x1 convolution behind the dropout."""
+        return self.head
+
     def memory_format(self, device: torch.device) -> torch.memory_format:
         """Channels last takes two thirds of the time on a CPU; not measured on a GPU."""
         return torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format

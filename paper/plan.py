@@ -169,10 +169,11 @@ def disk_estimate(left: Sequence[PlannedRun], options: argparse.Namespace) -> st
     return line if needed <= free else f"{line}: make room or name another place with --runs"
 
 
-def _remembered_copies(args: argparse.Namespace) -> list[int]:
-    """Copies of the model that each client of the run remembers, at most."""
-    labeled = [LocalUpdate.remembered_copies] * args.num_labeled
-    return labeled + [UnsupervisedLocalUpdate.remembered_copies] * args.num_unlabeled
+def _remembered_copies(args: argparse.Namespace) -> int:
+    """Copies of the model that the clients of the run remember, at most, and its server."""
+    labeled = LocalUpdate.remembered_copies * args.num_labeled
+    unlabeled = UnsupervisedLocalUpdate.remembered_copies * args.num_unlabeled
+    return labeled + unlabeled + (args.num_labeled if args.labeled_stop else 0)
 
 
 def _run_seconds(run: PlannedRun, costs: dict[str, float]) -> float:

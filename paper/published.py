@@ -72,7 +72,8 @@ SLIDES_NOTES = (
     "their AUROCs are near chance and are no target.",
     "The slides' 'original' column (accuracy 92.89±0.25, F1 55.81±1.49, AUROC 92.46±0.45) is the "
     "paper's skin lesion row, not its haemorrhage row.",
-    "The last line of the slides' baseline log has F1 0.648859; their table prints 0.607859.",
+    "The slides' baseline F1, 0.607859, stands in their own log line; 0.648859 stands in another "
+    "log file of their author's repository.",
 )
 
 

@@ -1,5 +1,6 @@
 """A finished round as numbers: its row of metrics.csv and its matrices."""
 
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -31,6 +32,12 @@ def round_row(round: int, reports: Sequence[ClientUpdate]) -> dict:
         "seconds_labeled": _mean(labeled, "seconds"),
         "seconds_unlabeled": _mean(unlabeled, "seconds"),
     }
+
+
+def is_scored(round: int, args: Namespace) -> bool:
+    """Whether the model is evaluated after this round; after the run's last one it always is."""
+    last = round + 1 == args.rounds
+    return last or (round + (args.eval_at == "last")) % args.eval_every == 0
 
 
 class RoundMatrices(NamedTuple):

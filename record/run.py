@@ -33,7 +33,7 @@ from record.opening import (
     plain_args,
     read_precision,
 )
-from record.rounds import RoundMatrices, matrices_rows, round_row
+from record.rounds import RoundMatrices, is_scored, matrices_rows, round_row
 from record.state import (
     ClientStore,
     Progress,
@@ -207,7 +207,8 @@ class Run:
         if self.history and self.history[-1]["round"] + 1 == self.args.rounds:
             return  # only the report is still to do
         model = model_bytes(net)
-        one_round = round_bytes(model, (client.remembered_copies for client in clients))
+        copies = sum(client.remembered_copies for client in clients)
+        one_round = round_bytes(model, copies + self.server.models_remembered(clients))
         present = stored_bytes(self.folder / "checkpoints")
         needed = (self.args.keep_rounds + 1) * one_round + model - present
         free = free_bytes(self.folder)
@@ -313,7 +314,7 @@ class Run:
         row["clients_skipped"] = len(self.guard.skipped)
         self.log.record(log_lines.loss_line(row["loss"], round, self.args.base_lr))
         last = progress.next_round == self.args.rounds
-        if last or progress.next_round % self.args.eval_every == 0:
+        if is_scored(round, self.args):
             for net in networks:
                 net.load_state_dict(progress.weights)
             row |= self._evaluate(networks, data)

@@ -232,9 +232,10 @@ def _files_of(path: Path) -> set[str]:
         return set()
 
 
-def round_bytes(model_bytes: int, remembered_copies: Iterable[int]) -> int:
-    """The size of one round's state and of its clients' files, each some copies of the model."""
-    return model_bytes * (1 + sum(remembered_copies))
+def round_bytes(model_bytes: int, remembered_copies: int) -> int:
+    """The size of one round's state and of its clients' files: the global model, and the copies of
+    it that clients and server remember."""
+    return model_bytes * (1 + remembered_copies)
 
 
 def stored_bytes(folder: Path) -> int:

@@ -12,14 +12,16 @@ import options as options_module
 import train_main
 from confuse_matrix import RelationMatrix
 from dataloaders.split import Split
-from federation import METHODS, clients_taking_part
+from federation import METHODS, build_networks, clients_taking_part, first_weights
 from local_update import ClientUpdate
 from networks.devices import choose_devices, refuse_endless_run
 from networks.saved import NETWORKS
 from options import args_parser
-from record.rounds import RoundMatrices, round_row
+from record.rounds import RoundMatrices, is_scored, round_row
+from record.state import Progress
 from server import RelationServer, Server
 from tasks import TASKS
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 
 
@@ -229,6 +231,73 @@ def test_average_by_size_or_head(weighting, expected):
     assert run.done == [1.0, 3.0]
 
 
+def rounds_of(server: Server, trained: dict[int, list[ClientUpdate]]) -> dict[int, float]:
+    """The average of each round: two labelled clients, and one without labels."""
+    found = {}
+    for round, updates in trained.items():
+        server.active(participants(2, 1), round)
+        weights, _ = server.average(iter(updates), {}, round, torch.device("cpu"), lambda _: None)
+        found[round] = float(weights["w"][0])
+    return found
+
+
+# The labelled stop once two epochs are done, after round 1.
+STOPPING = ("--join_epoch", "-1", "--local_ep", "1", "--labeled_stop", "2")
+TRAINED = {
+    0: [update(1.0, 10), update(2.0, 30), update(6.0, 20, labeled=False)],
+    1: [update(3.0, 10), update(5.0, 30), update(7.0, 20, labeled=False)],
+    2: [update(10.0, 20, labeled=False)],
+    3: [update(13.0, 20, labeled=False)],
+}
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--stopped_clients", "average"], {0: 3.0, 1: 5.0, 2: 6.0, 3: 7.0}),  # (3 + 5 + w) / 3
+        (["--stopped_clients", "leave"], {0: 3.0, 1: 5.0, 2: 10.0, 3: 13.0}),
+        # (10 * 3 + 30 * 5 + 20 w) / 60
+        (["--fedavg_weights", "size"], {0: 190 / 60, 1: 320 / 60, 2: 380 / 60, 3: 440 / 60}),
+        (["--aggregate", "median"], {0: 2.0, 1: 5.0, 2: 5.0, 3: 5.0}),
+    ],
+)
+def test_the_last_models_of_stopped_clients_stay_in_the_average(flags, expected):
+    found = rounds_of(Server(options(*STOPPING, *flags)), TRAINED)
+    assert found == pytest.approx(expected)
+
+
+def test_a_resumed_server_still_has_the_models_of_stopped_clients(tmp_path):
+    first = Server(options(*STOPPING))
+    before = {round: TRAINED[round] for round in (0, 1)}
+    rounds_of(first, before)
+    save_checkpoint(tmp_path / "state.pth", first.state_dict())
+    resumed = Server(options(*STOPPING))
+    resumed.load_state_dict(load_checkpoint(tmp_path / "state.pth"))
+    after = {round: TRAINED[round] for round in (2, 3)}
+    assert rounds_of(resumed, after) == rounds_of(first, after)
+
+
+def test_nothing_is_remembered_where_nobody_stops():
+    for flags, clients in ((("--labeled_stop", "0"), (2, 1)), ((), (2, 0))):
+        server = Server(options(*STOPPING, *flags))
+        server.active(participants(*clients), 1)
+        server.average(iter(TRAINED[1][:2]), {}, 1, torch.device("cpu"), lambda _: None)
+        assert server.state_dict() == {}
+        assert server.models_remembered(participants(*clients)) == 0
+    stopping = Server(options(*STOPPING))
+    assert stopping.models_remembered(participants(2, 1)) == 2
+
+
+@pytest.mark.parametrize("preset", ["official", "slides", "paper"])
+def test_the_head_begins_without_a_preference_as_in_the_released_program(preset):
+    args = options("--preset", preset, "--pretrained", "0")
+    (net,) = build_networks(args, ("a", "b"), [torch.device("cpu")])
+    weights = first_weights(args, Progress({}, {}, 0), net)
+    bias = weights["densenet121.classifier.0.bias"]
+    assert bool(bias.any()) == (preset == "paper")
+    assert weights["densenet121.classifier.0.weight"].any()
+
+
 def test_mean_relation_stays_where_nobody_measures():
     measured = [update(0.0, 1), update(0.0, 1, labeled=False)]
     server = RelationServer(options())
@@ -238,6 +307,19 @@ def test_mean_relation_stays_where_nobody_measures():
     assert server.shared(measured[1:], mean) is mean
     assert server.shared(measured[1:], {}) == {}
     assert Server(options()).shared(measured, mean) == {}
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--preset", "official"], [*range(0, 200, 10), 199]),
+        (["--preset", "slides"], list(range(200))),
+        (["--preset", "paper", "--eval_every", "40"], [39, 79, 99]),
+    ],
+)
+def test_which_rounds_are_scored(flags, expected):
+    args = options(*flags)
+    assert [round for round in range(args.rounds) if is_scored(round, args)] == expected
 
 
 def test_round_as_a_row():
