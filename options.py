@@ -227,6 +227,8 @@ FREE_ON_RESUME = {
     "figure_every",
     "progress",
     "dry_run",
+    "finish",
+    "patience",
     "client_cpus",
     "client_gpus",
     "min_clients",
@@ -249,6 +251,8 @@ def args_parser(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.relation_min_samples == 0:
         args.relation_min_samples = RELATION_MIN_AT_SITES if args.engine == "sites" else 1
     check_options(args)
+    if args.finish and not (args.resume is not None and args.resume.is_dir()):
+        raise UserError("--finish: needs --resume and the folder of a run")
     return args
 
 
@@ -683,6 +687,19 @@ def _running(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="check flags, CSVs, image headers and disk space, print the tables and stop",
     )
+    group.add_argument(
+        "--finish",
+        action="store_true",
+        help="with --resume FOLDER: no further round; write the report and the last checkpoint "
+        "from the last finished one",
+    )
+    group.add_argument(
+        "--patience",
+        type=int,
+        default=0,
+        help="end the run when so many rounds have passed since the best one on the validation "
+        "images, counted from when the unlabelled clients join; 0: never",
+    )
     group.add_argument("--seed", type=int, default=1337, help="of every random draw")
     group.add_argument(
         "--deterministic",
@@ -857,6 +874,7 @@ RANGES = {
     "seed": (0, 2**63 - 1),
     "eval_every": (1, 1_000_000),
     "threshold": (0, 1),
+    "patience": (0, 1_000_000),
     "save_every": (1, 1_000_000),
     "figure_every": (1, 1_000_000),
     "client_cpus": (0.01, 1024),
@@ -879,6 +897,8 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError(f"--resume {args.resume}: no such run folder or checkpoint")
     goes_on = args.resume is not None and args.resume.is_dir()
     embedded = needs_embedded_data(args)
+    if args.patience and not (goes_on or embedded or args.medmnist or args.csv_file_val):
+        raise UserError("--patience: needs validation images, name them with --csv_file_val")
     if args.dry_run and not goes_on and embedded:
         raise UserError(f"--dry_run: preset {args.preset} makes its own data, nothing to check")
     if goes_on or args.medmnist is not None or embedded:
@@ -916,6 +936,8 @@ def check_values(args: argparse.Namespace) -> None:
             f"--compile {args.compile}: clients of --engine {args.engine} train uncompiled; "
             "leave it out"
         )
+    if args.patience and args.engine != "loop":
+        raise UserError(f"--patience {args.patience}: only with --engine loop")
     if args.dp_clip and args.engine == "loop":
         raise UserError(f"--dp_clip {args.dp_clip:g}: only with --engine flower or at sites")
     if args.num_labeled + (args.num_unlabeled or 0) > args.num_users:

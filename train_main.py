@@ -77,7 +77,7 @@ def train(run: Run) -> None:
     shape, passes = data.train.input_shape, passes_by_momentum(clients)
     run.compiled(compile_networks(networks, args, len(data.train), shape, passes, run.say))
 
-    for round in range(progress.next_round, args.rounds):
+    for round in run.rounds_to_do(progress):
         # 1. Broadcast: the global weights and what the server shares go to who takes part.
         active = server.active(clients, round)
         started = run.start_round(round, active)

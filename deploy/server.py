@@ -137,7 +137,7 @@ def serve(
     strategy.start(
         grid,
         pack_weights(progress.weights),
-        num_rounds=args.rounds - progress.next_round,
+        num_rounds=0 if args.finish else args.rounds - progress.next_round,
         timeout=args.client_timeout,
     )
     run.finish(strategy.progress.weights, networks[0], data)

@@ -176,9 +176,11 @@ def differences(flags: Mapping, before: Mapping) -> str:
 
 
 def plain_args(args: Namespace) -> dict:
-    """The flags as JSON types."""
+    """The flags as JSON types; without `finish`, which is said of a run once and not kept."""
     return {
-        name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in vars(args).items()
+        if name != "finish"
     }
 
 

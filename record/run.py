@@ -20,6 +20,8 @@ from networks.devices import activation_bytes, choose_precision
 from networks.models import Network
 from networks.saved import architecture, model_bytes, model_content
 from predict.inference import gives_finite_output
+from record.checks import refuse_other_data, refuse_other_precision, refuse_small_disk
+from record.duration import reason_to_end, round_costs, round_line
 from record.guard import ClientGuard
 from record.held_updates import HeldUpdates
 from record.opening import (
@@ -31,7 +33,6 @@ from record.opening import (
     lasting_flags,
     open_folder,
     plain_args,
-    read_precision,
 )
 from record.rounds import RoundMatrices, is_scored, matrices_rows, round_row
 from record.state import (
@@ -40,14 +41,12 @@ from record.state import (
     RunState,
     StateFiles,
     choose_placement,
-    round_bytes,
-    stored_bytes,
 )
 from server import Server
 from utils.checkpoint import save_checkpoint
 from utils.commands import command_line
 from utils.errors import UserError
-from utils.files import FolderLock, free_bytes, megabytes, sweep_temporary_files, write_text
+from utils.files import FolderLock, sweep_temporary_files, write_text
 from utils.logger import Curves, RunLog, write_rows
 from utils.plots.runs import rebuild_figures
 from utils.tables import log_lines
@@ -76,6 +75,7 @@ class Run:
         self.lock = threading.Lock()
         self.held = HeldUpdates()
         self.model_bytes = 0  # from `begin` on
+        self.costs: list[float] = []  # of each round beside the others, from `begin` on
 
     def say(self, text: str) -> None:
         """One message to the terminal and, once the run has begun, to its log."""
@@ -124,8 +124,9 @@ class Run:
                 f"{self.folder / ARGS_FILE}: not the flags the run was trained with, restore "
                 f"them: {changed}"
             )
-        self._refuse_other_data(state.identity)
-        if state.progress.next_round < self.args.rounds and not self.states.has_memories:
+        refuse_other_data(self.folder, self.args, self.identity, state.identity)
+        to_do = state.progress.next_round < self.args.rounds and not self.args.finish
+        if to_do and not self.states.has_memories:
             raise UserError(
                 f"--rounds {self.args.rounds}: {self.folder} ended after "
                 f"{state.progress.next_round} and, as --keep_state 0 says, kept nothing of what "
@@ -133,7 +134,8 @@ class Run:
             )
         self.history, self.matrices = state.history, state.matrices
         server.load_state_dict(state.server)
-        self.say(f"going on with round {state.progress.next_round} of {self.args.rounds}")
+        if not self.args.finish:
+            self.say(f"going on with round {state.progress.next_round} of {self.args.rounds}")
         return state.progress
 
     def begin(
@@ -151,28 +153,29 @@ class Run:
         """
         self.task = task
         self.model_bytes = model_bytes(networks[0])
-        self._refuse_small_disk(clients, networks[0])
-        state_bytes = sum(client.remembered_copies for client in clients) * model_bytes(networks[0])
+        evaluated = sum(len(images) for images in (data.val, data.test) if images is not None)
+        self.costs = round_costs(self.args, self.server, clients, evaluated)
+        copies = sum(client.remembered_copies for client in clients)
+        copies += self.server.models_remembered(clients)
+        done = len(self.history)
+        refuse_small_disk(self.folder, self.args, copies, self.model_bytes, done, self.say)
+        state_bytes = sum(client.remembered_copies for client in clients) * self.model_bytes
         reserved = activation_bytes(self.args, data.test.input_shape, devices)
         self.store.placement = choose_placement(
             self.args.client_state, state_bytes, devices, reserved
         )
         if not is_run(self.folder) and data.split is not None:
-            save_split(
-                self.folder / "split.json",
-                data.table,
-                data.split.clients,
-                data.split.labelled,
-                data.split.seed,
-                data.split.how,
-            )
+            dealt = data.split
+            told = (data.table, dealt.clients, dealt.labelled, dealt.seed, dealt.how)
+            save_split(self.folder / "split.json", *told)
         sets = members_of({"train": data.train, "val": data.val, "test": data.test})
         overlap = warning_line(compare_all(sets))
         save_seen(self.folder, sets)
         _write_json(self.folder / ARGS_FILE, plain_args(self.args))
         precision = choose_precision(self.args.precision, devices)
         self.environment = describe_environment(devices) | {"precision": precision}
-        self._refuse_other_precision(precision)
+        if self.history:
+            refuse_other_precision(self.folder, self.args, precision, self.say)
         _write_json(self.folder / ENV_FILE, self.environment)
         first_lines = (
             log_lines.namespace_line(self.args),
@@ -192,54 +195,19 @@ class Run:
         self.environment["compile"] = mode
         _write_json(self.folder / ENV_FILE, self.environment)
 
-    def _refuse_other_precision(self, precision: str) -> None:
-        """Going on in another precision makes another run of it: that must be asked for."""
-        before = read_precision(self.folder) if self.history else None
-        if before is None or before == precision:
-            return
-        change = f"{self.folder}: trained in {before} until now, from here on in {precision}"
-        if self.args.precision == "auto":
-            raise UserError(f"{change}; say so with --precision {precision}, or keep {before}")
-        self.say(change)
-
-    def _refuse_small_disk(self, clients: Sequence[LocalUpdate], net: Network) -> None:
-        """The last rounds' states stay while the next one's is written: room for one more."""
-        if self.history and self.history[-1]["round"] + 1 == self.args.rounds:
-            return  # only the report is still to do
-        model = model_bytes(net)
-        copies = sum(client.remembered_copies for client in clients)
-        one_round = round_bytes(model, copies + self.server.models_remembered(clients))
-        present = stored_bytes(self.folder / "checkpoints")
-        needed = (self.args.keep_rounds + 1) * one_round + model - present
-        free = free_bytes(self.folder)
-        if free < needed:
-            raise UserError(
-                f"{self.folder}: {megabytes(free)} free and {megabytes(needed)} needed for the "
-                f"states of {self.args.keep_rounds + 1} rounds; make room there, or name another "
-                "place with --run_dir"
-            )
-        rounds = self.args.rounds - len(self.history)
-        weights = rounds // self.args.save_every * model
-        if free - needed < weights:
-            self.say(
-                f"{self.folder}: the epoch_N.pth files of {rounds} rounds will take "
-                f"{megabytes(weights)}, {megabytes(free - needed)} are left: see --save_every"
-            )
-
-    def _refuse_other_data(self, identity: dict[str, str]) -> None:
-        for name, fingerprint in identity.items():
-            if self.identity.get(name) == fingerprint:
-                continue
-            source = getattr(self.args, f"csv_file_{name}", None) or self.args.medmnist
-            what = f"the {name} images or labels"
-            if name == "clients":
-                source, what = self.args.split, "which images each client holds"
-            raise UserError(
-                f"{source or self.folder}: {what} changed since {self.folder} began; bring them "
-                "back or start a new run"
-            )
-
     # ---- during a round
+
+    def rounds_to_do(self, progress: Progress) -> Iterator[int]:
+        """The rounds after `progress`, one after the other, until the last, or until `--finish` or
+        `--patience` ends the run. Raises `UserError` where no round was ever finished."""
+        headline = self.task.headline[0].removeprefix("test_")
+        for round in range(progress.next_round, self.args.rounds):
+            if (reason := reason_to_end(self.args, self.history, round, headline)) is not None:
+                if not self.history:
+                    raise UserError(f"{self.folder}: no round is finished yet, there is no report")
+                self.say(reason)
+                return
+            yield round
 
     def start_round(self, round: int, active: Sequence[LocalUpdate]) -> float:
         """Open the round in the log and on the terminal; the time it began."""
@@ -324,6 +292,7 @@ class Run:
         self._save(progress, data, last)
         self._write_tables(data.class_names)
         self._add_to_curves()
+        self.say(round_line(self.history, self.costs, last))
         if progress.next_round % self.args.figure_every == 0:
             rebuild_figures(self.folder)
 
@@ -353,16 +322,7 @@ class Run:
     def _save(self, progress: Progress, data: FederatedData, last: bool) -> None:
         """The weights alone every `save_every`, then the state: it is what makes a round final."""
         if last or progress.next_round % self.args.save_every == 0:
-            content = model_content(
-                progress.weights,
-                data.class_names,
-                architecture(self.args),
-                data.preprocessing,
-                self.args.preset,
-                progress.next_round - 1,
-            )
-            path = self.folder / "checkpoints" / f"epoch_{progress.next_round - 1}.pth"
-            save_checkpoint(path, content)
+            self._save_weights(progress.weights, data, progress.next_round - 1)
         self.states.save(
             RunState(
                 progress,
@@ -373,6 +333,22 @@ class Run:
                 lasting_flags(self.args),
             )
         )
+
+    def _save_weights(
+        self, weights: dict[str, torch.Tensor], data: FederatedData, round: int
+    ) -> None:
+        content = model_content(
+            weights,
+            data.class_names,
+            architecture(self.args),
+            data.preprocessing,
+            self.args.preset,
+            round,
+        )
+        save_checkpoint(self._checkpoint(round), content)
+
+    def _checkpoint(self, round: int) -> Path:
+        return self.folder / "checkpoints" / f"epoch_{round}.pth"
 
     def _write_tables(self, class_names: Sequence[str]) -> None:
         write_rows(self.folder / "metrics.csv", self.history)
@@ -396,9 +372,12 @@ class Run:
         What the clients remember goes where `--keep_state 0` was given.
         """
         net.load_state_dict(weights)
-        checkpoint = self.folder / "checkpoints" / f"epoch_{self.args.rounds - 1}.pth"
+        round = self.history[-1]["round"]
+        checkpoint = self._checkpoint(round)
+        if not checkpoint.exists():  # the run ended early, between two of --save_every
+            self._save_weights(weights, data, round)
         self.task.report(self.folder, checkpoint, net, data, self.args)
-        if not self.args.keep_state:
+        if not (self.args.keep_state or self.args.finish):
             self.states.drop_memories()
         command = self.task.test_command(checkpoint, self.args)
         again = f"; test again with: {command}" if command else ""

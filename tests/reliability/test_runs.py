@@ -101,7 +101,7 @@ def test_memories_go_after_the_last_round_where_asked(train, begun, tmp_path, mo
     assert train("--resume", begun).status == 0  # a report once more: nothing else is to do
     assert sorted(os.listdir(checkpoints)) == kept and os.listdir(checkpoints / "clients") == []
     with monkeypatch.context() as small_disk:  # a report needs no room for states
-        small_disk.setattr("record.run.free_bytes", lambda folder: 0)
+        small_disk.setattr("record.checks.free_bytes", lambda folder: 0)
         assert train("--resume", begun).status == 0
     words = refused(train("--resume", begun, "--rounds", 3))
     assert "ended after 2" in words and "--keep_state 0" in words
@@ -237,7 +237,7 @@ def test_a_start_from_other_classes_is_refused_before_a_network_is_built(
 def test_a_disk_too_small_for_the_states_is_refused_at_once(
     train, phantom_folder, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("record.run.free_bytes", lambda folder: 100_000)
+    monkeypatch.setattr("record.checks.free_bytes", lambda folder: 100_000)
     run_dir = tmp_path / "runs" / "new"
     words = refused(train(*SMALL, *phantom_folder.flags(), "--run_dir", run_dir))
     assert f"{run_dir}: 0.1 MB free and 0." in words and "needed" in words
