@@ -20,7 +20,7 @@ from dataloaders.split import Split, load_split, shared_values
 from dataloaders.volumes import TABLE_FILE, VolumeTable, open_volumes, read_volumes
 from utils.errors import UserError
 from utils.json_files import read_json
-from utils.schema import choice, number, record, sequence
+from utils.schema import choice, mapping, number, record, sequence, text, whole
 from utils.table_files import to_markdown
 from utils.tensors import derive_seed
 
@@ -31,6 +31,7 @@ PREPARATION = record(
         "modality": choice("mr", "ct"),
         "ct_window": sequence(number(-1e6, 1e6), 2, 2),
         "spacing": sequence(number(1e-3, 1e3), 3, 3),
+        "classes": mapping(text(200), whole(0, 255), largest=256),
     }
 )
 
@@ -233,12 +234,13 @@ def check_patch_size(patch_size: Sequence[int], levels: int) -> None:
 
 
 def read_preparation(folder: Path) -> dict:
-    """How files became the arrays of `folder`: modality, ct_window, spacing; from manifest.json."""
+    """How files became the arrays of `folder`, from manifest.json: modality, ct_window, spacing,
+    and values, the number of each class in the label files."""
     advice = "prepare the volumes again"
     manifest = read_json(folder / "manifest.json", advice=advice)
-    found = {key: manifest.get(key) for key in ("modality", "ct_window", "spacing")}
+    found = {key: manifest.get(key) for key in ("modality", "ct_window", "spacing", "classes")}
     try:
         PREPARATION(found, "")
     except ValueError as error:
         raise UserError(f"{folder / 'manifest.json'}: {error}; {advice}") from None
-    return found
+    return found | {"values": list(found.pop("classes").values())}

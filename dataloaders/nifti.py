@@ -6,12 +6,14 @@ itself and, where it differs, resampled; `Volume.restore` takes a prediction bac
 
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
+from utils.errors import UserError
 from utils.packages import import_3d
 
 MODALITIES = ("mr", "ct")
@@ -49,6 +51,31 @@ def volume_name(path: Path) -> str | None:
     return path.name[: -len(endings[0])] if endings else None
 
 
+def find_volumes(paths: Sequence[Path], out: Path) -> dict[str, Path]:
+    """The NIfTI files among `paths` and below those that are folders: name -> file, by name.
+
+    Raises `UserError` for a path that is no such file, for two of one name, and where one lies in
+    `out`, where files of these names shall be written.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder")
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        named = [(volume_name(file), file) for file in files if file.is_file()]
+        if not any(name for name, _ in named):
+            raise UserError(f"{path}: no NIfTI volume; give .nii or .nii.gz files, or their folder")
+        for name, file in named:
+            if name is None:
+                continue
+            if name in found:
+                raise UserError(f"{file}: has the name of {found[name]}; rename one of them")
+            if out.resolve() in file.resolve().parents:
+                raise UserError(f"--out {out}: holds {file}, a source; give another folder")
+            found[name] = file
+    return dict(sorted(found.items()))
+
+
 def read_nifti(path: Path, fewest_slices: int = 2) -> Volume:
     """An image of three dimensions, or of four with the channels last.
 
@@ -60,7 +87,7 @@ def read_nifti(path: Path, fewest_slices: int = 2) -> Volume:
     try:
         image = nibabel.load(path)
         _check_header(path, image, fewest_slices)
-        orientation = orientations.io_orientation(image.affine)
+        orientation = _orientation(image.affine)
         data = np.asanyarray(image.dataobj).astype(np.float32)
     except FileNotFoundError:
         raise ValueError("no such file") from None
@@ -70,8 +97,6 @@ def read_nifti(path: Path, fewest_slices: int = 2) -> Volume:
         raise ValueError("larger than the memory that is free") from None
     if not np.isfinite(data).all():
         raise ValueError("has voxels that are not finite numbers")
-    if np.isnan(orientation).any():
-        raise ValueError("its affine has no three directions")
     spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
     to_ras = orientations.ornt_transform(orientation, orientations.axcodes2ornt(("R", "A", "S")))
     turned = orientations.apply_orientation(data, to_ras)
@@ -86,17 +111,25 @@ def read_nifti(path: Path, fewest_slices: int = 2) -> Volume:
 
 def header_spacing(path: Path) -> tuple[float, ...]:
     """mm of an image's voxels along the axes of RAS, from its header; `ValueError` as above."""
-    nibabel, orientations = import_3d("nibabel"), import_3d("nibabel.orientations")
+    nibabel = import_3d("nibabel")
     try:
         image = nibabel.load(path)
         _check_header(path, image)
-        orientation = orientations.io_orientation(image.affine)
+        orientation = _orientation(image.affine)
     except (OSError, EOFError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
-        raise ValueError(f"{path.name} cannot be read ({_one_line(error)})") from None
+        raise ValueError(f"cannot be read, no NIfTI ({_one_line(error)})") from None
     sides = np.linalg.norm(image.affine[:3, :3], axis=0)
-    if np.isnan(orientation).any():
-        raise ValueError(f"{path.name}: its affine has no three directions")
     return tuple(sides[np.argsort(orientation[:, 0])].tolist())
+
+
+def _orientation(affine: np.ndarray) -> np.ndarray:
+    """Where the axes of an array point, as nibabel's `io_orientation`; `ValueError` for nowhere."""
+    if not np.isfinite(affine).all():
+        raise ValueError("its affine has numbers that are not finite")
+    orientation = import_3d("nibabel.orientations").io_orientation(affine)
+    if np.isnan(orientation).any():
+        raise ValueError("its affine has no three directions")
+    return orientation
 
 
 def _one_line(error: Exception) -> str:
@@ -173,6 +206,7 @@ def write_labels(path: Path, labels: np.ndarray, affine: np.ndarray) -> None:
     """Write labels (X, Y, Z) uint8 as NIfTI with this affine, whole or not at all."""
     nibabel = import_3d("nibabel")
     image = nibabel.Nifti1Image(labels, affine)
+    image.header.set_xyzt_units("mm")
     temporary = path.with_name(f".{path.name.removesuffix('.nii.gz')}.partial.nii.gz")
     nibabel.save(image, temporary)
     os.replace(temporary, path)

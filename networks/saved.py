@@ -123,7 +123,8 @@ VOLUMES = record(
         "spacing": sequence(number(1e-3, 1e3), 3, 3),
         "channels": whole(1, 64),
         "patch_size": sequence(whole(1, 4096), 3, 3),
-    }
+    },
+    {"values": sequence(whole(0, 255), 2, 256)},
 )
 # The range of the training images, see `dataloaders.likeness`.
 PICTURES = mapping(text(20), sequence(number(0, 255), 2, 2), largest=20)

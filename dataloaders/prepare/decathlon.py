@@ -231,7 +231,7 @@ def _median_spacing(pairs: list[Pair], rejected: list) -> tuple[float, float, fl
         try:
             found.append(header_spacing(pair.images[0]))
         except ValueError as error:
-            rejected.append((pair.name, f"image {error}"))
+            rejected.append((pair.name, f"image {pair.images[0].name} {error}"))
     if not found:
         raise UserError(f"{pairs[0].images[0]}: {rejected[0][1]}; none of the images can be read")
     return tuple(float(side) for side in np.median(found, axis=0))

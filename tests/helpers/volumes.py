@@ -28,6 +28,7 @@ def write_prepared(folder: Path, count: int = 8, side: int = 12, patients: bool 
         rows.append(",".join(cells))
     (folder / "volumes.csv").write_text("\n".join(rows) + "\n")
     manifest = {"modality": "mr", "ct_window": [-200.0, 300.0], "spacing": [1.0, 1.0, 1.0]}
+    manifest["classes"] = dict(zip(CLASSES, (0, 1, 5), strict=True))
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 

@@ -1,0 +1,150 @@
+"""A saved 3D U-Net on volumes: a held-out list with labels, or NIfTI files without."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dataloaders.federated_volumes import read_preparation
+from dataloaders.nifti import (
+    Volume,
+    find_volumes,
+    normalise,
+    read_nifti,
+    resample,
+    resampled_shape,
+    write_labels,
+)
+from dataloaders.patches import VolumeDataset
+from dataloaders.volumes import open_volumes, read_volumes
+from networks.models import Network
+from predict.volumes import class_probabilities
+from utils.errors import UserError
+from utils.files import write_text
+from utils.table_files import to_csv
+
+PREDICTED_FILE = "predictions.csv"
+SAME_SPACING = 1e-6  # mm, of what a manifest and a checkpoint say
+
+
+class Segmenter(NamedTuple):
+    """A checkpoint's network in its place, and everything in the file but its weights."""
+
+    path: Path
+    net: Network
+    content: Mapping
+
+    @property
+    def prepared(self) -> Mapping:
+        """How its training volumes were made."""
+        found = self.content.get("preprocessing", {}).get("volumes")
+        if found is None:
+            raise UserError(f"{self.path}: does not say how its volumes were made; train it again")
+        return found
+
+    @property
+    def class_names(self) -> list[str]:
+        """Background first."""
+        return self.content["class_names"]
+
+    def segment(self, volume: Volume, name: str) -> np.ndarray:
+        """The class of every voxel of `volume` on the file's own grid, uint8 (X, Y, Z).
+
+        The volume becomes what the network was trained on, float16 included; where that has other
+        voxels, its probabilities are brought back before the largest is taken. `ValueError` for a
+        volume that the network cannot see.
+        """
+        prepared = self.prepared
+        if len(volume.data) != prepared["channels"]:
+            raise ValueError(
+                f"has {len(volume.data)} channel(s), the network was trained on "
+                f"{prepared['channels']}"
+            )
+        normal = normalise(volume.data, prepared["modality"], tuple(prepared["ct_window"]))
+        own = volume.data.shape[1:]
+        shape = resampled_shape(own, volume.spacing, tuple(prepared["spacing"]))
+        seen = resample(normal, shape, 1).astype(np.float16).astype(np.float32)
+        found = class_probabilities(self.net, seen, prepared["patch_size"], name)
+        if shape != own:
+            found = torch.from_numpy(resample(found.cpu().numpy(), own, 1))
+        return volume.restore(found.argmax(dim=0).to("cpu", torch.uint8).numpy())
+
+    def values(self) -> np.ndarray:
+        """The number that each class has in the label files it was trained on, uint8 (C,)."""
+        numbers = self.prepared.get("values", range(len(self.class_names)))
+        return np.array(list(numbers), dtype=np.uint8)
+
+
+def open_held_out(model: Segmenter, folder: Path, listed: Path) -> VolumeDataset:
+    """The labelled volumes of `folder` that the CSV `listed` names, for this model.
+
+    Raises `UserError` for other classes, and for volumes prepared otherwise than its training's.
+    """
+    table = read_volumes(listed)
+    if list(table.class_names) != model.class_names:
+        raise UserError(
+            f"{listed}: its classes are {', '.join(table.class_names)}, but {model.path} was made "
+            f"for {', '.join(model.class_names)}"
+        )
+    arrays = open_volumes(folder, table)
+    theirs = read_preparation(folder) | {"channels": len(arrays[0]) - 1}
+    for name in ("channels", "modality", "ct_window", "spacing"):
+        if not _alike(theirs[name], model.prepared[name]):
+            raise UserError(
+                f"{folder}: prepared with {name} {_words(theirs[name])}, the training volumes of "
+                f"{model.path} with {_words(model.prepared[name])}; prepare them alike"
+            )
+    return VolumeDataset(arrays, table, tuple(model.prepared["patch_size"]))
+
+
+def _alike(ours: object, theirs: object) -> bool:
+    if isinstance(ours, str):
+        return ours == theirs
+    return np.allclose(ours, theirs, atol=SAME_SPACING)
+
+
+def _words(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def predict_volumes(model: Segmenter, paths: Sequence[Path], out: Path) -> int:
+    """NAME.nii.gz in `out` for every NIfTI file among `paths` or below them, and predictions.csv;
+    how many were written.
+
+    A file has its source's shape, affine and orientation, and the numbers that the label files of
+    the training had. predictions.csv says the millilitres of each structure, or why a file could
+    not be read. Raises `UserError` where files share a name or `out` holds the sources.
+    """
+    files = find_volumes(paths, out)
+    structures = model.class_names[1:]
+    rows, written = [], 0
+    out.mkdir(parents=True, exist_ok=True)
+    for name, path in tqdm(files.items(), unit="volume", disable=None):
+        try:
+            volume = read_nifti(path)
+            classes = model.segment(volume, str(path))
+        except ValueError as error:
+            rows.append([name, str(path), *[""] * len(structures), str(error)])
+            continue
+        write_labels(out / f"{name}.nii.gz", model.values()[classes], volume.affine)
+        counts = np.bincount(classes.ravel(), minlength=len(model.class_names))[1:]
+        millilitres = counts * np.prod(volume.spacing) / 1000
+        rows.append([name, str(path), *(f"{ml:.4g}" for ml in millilitres), ""])
+        written += 1
+    header = ["VolumeID", "file", *(f"{structure}_ml" for structure in structures), "note"]
+    write_text(out / PREDICTED_FILE, to_csv(header, rows))
+    if not written:
+        raise UserError(
+            f"--predict: none of {len(rows)} volumes can be read, {rows[0][1]}: {rows[0][-1]}"
+        )
+    return written
+
+
+def volume_test_command(checkpoint: Path, volumes: Path, listed: Path) -> str:
+    """What to type to test a checkpoint on the volumes in `listed`."""
+    words = ["--resume", checkpoint, "--volumes", volumes, "--csv_file_test", listed]
+    return shlex.join(["python", "test.py", *map(str, words)])
