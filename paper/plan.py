@@ -1,4 +1,4 @@
-"""."""
+"""The runs that a table or figure needs: their flags and folders, what is done and what is left."""
 
 import argparse
 import heapq
