@@ -43,6 +43,8 @@ def main() -> int:
     """Train as the command line says; the exit status."""
     args = args_parser()
     signal.signal(signal.SIGTERM, _stop_by_signal)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup stays what it is
+        signal.signal(signal.SIGHUP, _stop_by_signal)
     run = open_run(args)
     try:
         if args.dry_run:
@@ -53,7 +55,7 @@ def main() -> int:
     except (KeyboardInterrupt, SystemExit) as stop:
         run.say(f"stopped; {run.next_command()}")
         return stop.code if isinstance(stop, SystemExit) else 130
-    except UserError:
+    except (UserError, BrokenPipeError):
         raise
     except Exception as error:
         if (shortage := memory_shortage(error, args)) is not None:

@@ -220,4 +220,4 @@ def write_volumes(path: Path, table: VolumeTable) -> None:
     columns |= {name: table.counts[:, at] for at, name in enumerate(table.class_names)}
     header = [name for name, values in columns.items() if values is not None]
     rows = zip(*(columns[name] for name in header), strict=True)
-    write_text(path, to_csv(header, [[str(cell) for cell in row] for row in rows]))
+    write_text(path, to_csv(header, [[str(cell) for cell in row] for row in rows], exact=True))

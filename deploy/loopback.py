@@ -162,7 +162,7 @@ class LoopbackFederation:
         classes = range(len(header) - 1)
         chosen = [[str(int(label == column)) for column in classes] for label in share.labels]
         rows = [[name, *cells] for name, cells in zip(share.names, chosen, strict=True)]
-        write_text(place / "images.csv", to_csv(header, rows))
+        write_text(place / "images.csv", to_csv(header, rows, exact=True))
         make_node_key(place / "node")
         self.sites[client] = {
             "partition-id": client,
@@ -185,7 +185,7 @@ class LoopbackFederation:
             [str(site), str(int(self.sites[site]["labeled"])), f"site_{site}/node.pub"]
             for site in self.registered
         ]
-        write_text(self.roles, to_csv(("client", "labeled", "key"), rows))
+        write_text(self.roles, to_csv(("client", "labeled", "key"), rows, exact=True))
 
     def start_site(self, client: int) -> None:
         """Start a site's SuperNode. It knows the gateway, the CA, its own key and its own data."""

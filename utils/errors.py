@@ -2,9 +2,12 @@
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
+
+from utils.text import make_output_plain, printable
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -36,6 +39,7 @@ def whole_number(flag: str, lowest: int, highest: int) -> Callable[[str], int]:
 
 
 EXIT_USER_ERROR = 2
+EXIT_CLOSED_PIPE = 141  # as a shell reports a program that SIGPIPE ended
 
 
 class UserError(Exception):
@@ -47,22 +51,35 @@ def check_flags(parse: Callable[[], object]) -> None:
     try:
         parse()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _print_error(error)
         sys.exit(EXIT_USER_ERROR)
+
+
+def _print_error(error: UserError) -> None:
+    """One line, whatever a file's name or a cell has in it."""
+    make_output_plain()
+    print(f"error: {printable(str(error))}", file=sys.stderr)
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run a command line's `main` and exit with its status.
 
     A `UserError` is printed as one line and exits with status 2; any other exception is a defect
-    of this program and keeps its traceback.
+    of this program and keeps its traceback. Where the reader of standard output has gone, as in
+    `... | head -1`, the command ends quietly.
     """
+    make_output_plain()
     try:
         status = main()
+        sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _print_error(error)
         status = EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         status = 130
+    except BrokenPipeError:
+        # Python flushes once more at its end, into nothing then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = EXIT_CLOSED_PIPE
     sys.exit(status or 0)

@@ -1,7 +1,6 @@
 """Files that are either whole or absent, whatever happens while they are written."""
 
 import errno
-import fcntl
 import glob
 import hashlib
 import os
@@ -14,6 +13,14 @@ from pathlib import Path
 from typing import IO
 
 from utils.errors import UserError
+
+try:
+    import fcntl
+except ImportError:
+    raise SystemExit(
+        "error: this program locks its folders with fcntl, which Linux and macOS have; on Windows "
+        "run it in WSL"
+    ) from None
 
 
 class FolderLock:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from utils.files import write_text
 from utils.tables.log_lines import NOTE_MARK
+from utils.text import csv_cell, printable
 
 
 class StampFormatter(logging.Formatter):
@@ -40,7 +41,8 @@ class StampFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
-        return message[1:] if message.startswith("\n") else super().format(record)
+        text = message[1:] if message.startswith("\n") else super().format(record)
+        return printable(text, kept="\n\t")
 
 
 class _Terminal(logging.Handler):
@@ -119,7 +121,10 @@ def write_rows(path: Path, rows: Sequence[Mapping]) -> None:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(
+        {name: csv_cell(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
+        for row in rows
+    )
     write_text(path, buffer.getvalue())
 
 

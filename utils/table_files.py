@@ -6,16 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.files import write_text
+from utils.text import csv_cell, latex_text, markdown_text
 
 NOT_AVAILABLE = "NA"
 
 
-def to_csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The table as CSV text with Unix line ends."""
+def to_csv(header: Sequence[str], rows: Sequence[Sequence[str]], exact: bool = False) -> str:
+    """The table as CSV text with Unix line ends.
+
+    exact: for a program, which must read the very same text; else a spreadsheet may open it, and
+    nothing in it is taken for a formula.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    lines = [header, *rows]
+    writer.writerows(lines if exact else ([csv_cell(str(cell)) for cell in line] for line in lines))
     return buffer.getvalue()
 
 
@@ -47,14 +52,8 @@ def write_table(stem: Path, header: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(str(cell).replace("|", r"\|") for cell in cells) + " |"
-
-
-_LATEX_ESCAPES = str.maketrans(
-    {character: "\\" + character for character in "&%_#${}"}
-    | {"±": r"$\pm$", "~": r"\~{}", "^": r"\^{}", "\\": r"\textbackslash{}"}
-)
+    return "| " + " | ".join(markdown_text(str(cell)) for cell in cells) + " |"
 
 
 def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(str(cell).translate(_LATEX_ESCAPES) for cell in cells) + r" \\"
+    return " & ".join(latex_text(str(cell)) for cell in cells) + r" \\"

@@ -176,7 +176,7 @@ def _in_parallel(write, indices: Sequence[int], names: Sequence[str]) -> None:
 
 def _write_csv(path: Path, header: list[str], rows: list[list[str]]) -> Path:
     with atomic_write(path, "w") as file:
-        file.write(to_csv(header, rows))
+        file.write(to_csv(header, rows, exact=True))
     return path
 
 

@@ -103,7 +103,7 @@ def write_decathlon(folder: Path, patients: int, seed: int, difficulty: float = 
         "labels": {str(at): name for at, name in enumerate(CLASSES)},
         "training": pairs,
     }
-    write_text(folder / "facts.csv", to_csv(["VolumeID", "PatientID", "site"], facts))
+    write_text(folder / "facts.csv", to_csv(["VolumeID", "PatientID", "site"], facts, exact=True))
     write_text(folder / "dataset.json", json.dumps(content, indent=1) + "\n")
     return folder / "facts.csv"
 

@@ -382,7 +382,7 @@ def test_weights_to_start_from_are_a_difference_and_a_folder_to_go_on_in_is_none
 
 def test_latex_cells_are_escaped():
     row = to_latex(["a"], [["1_2%{x}\\y^~±#$&"]]).splitlines()[4]
-    assert row == r"1\_2\%\{x\}\textbackslash{}y\^{}\~{}$\pm$\#\$\& \\"
+    assert row == r"1\_2\%\{x\}\textbackslash{}y\textasciicircum{}\textasciitilde{}$\pm$\#\$\& \\"
 
 
 def test_out_that_names_a_folder_is_refused_before_anything_is_printed(tmp_path):

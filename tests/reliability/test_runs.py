@@ -353,7 +353,9 @@ def test_the_images_of_the_first_bad_step_are_named(train, phantom_folder, tmp_p
 
 
 @pytest.mark.parametrize("gpu", ["cpu", "cpu,cpu"])
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("sent", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 @pytest.mark.parametrize("method", ["fedirm", "fed_selftraining"])
 def test_a_signal_stops_within_a_step(
     train, phantom_folder, tmp_path, monkeypatch, gpu, sent, status, method

@@ -14,6 +14,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.text import csv_cell, from_csv_cell
 
 IMAGE_COLUMN = "ImageID"
 LABEL_COLUMN = "label"
@@ -59,8 +60,10 @@ def write_predictions(
         columns.insert(1, groups)
     with atomic_write(path, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(zip(*columns, strict=True))
+        writer.writerow(map(csv_cell, header))
+        writer.writerows(
+            [csv_cell(str(cell)) for cell in row] for row in zip(*columns, strict=True)
+        )
 
 
 def read_predictions(path: str | os.PathLike) -> Predictions:
@@ -109,10 +112,10 @@ def _read_rows(path: str | os.PathLike) -> tuple[list[str], list[int], list[list
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
-            header = next(reader, None)
+            header = [from_csv_cell(cell) for cell in next(reader, ())] or None
             for row in filter(None, reader):
                 lines.append(reader.line_num)
-                rows.append(row)
+                rows.append([from_csv_cell(cell) for cell in row])
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give a file that test.py wrote") from error
     except (UnicodeDecodeError, csv.Error) as error:

@@ -29,6 +29,7 @@ from utils.plots.style import (
     save_figure,
 )
 from utils.tables.tables import METRICS, differing_arguments, setting_text
+from utils.text import from_csv_cell
 
 SOURCES = ("labeled_mean", "unlabeled_mean")
 TEXT_COLUMNS = frozenset({"phase", "source", "row", "column"})
@@ -69,6 +70,8 @@ def read_matrices(path: str | os.PathLike) -> tuple[dict[int, dict[str, np.ndarr
     Rows and columns are classes; a source that a round lacks is absent from its dict.
     """
     frame = _read_csv(Path(path), {"round", "source", "row", "column", "value"})
+    for column in ("row", "column"):
+        frame[column] = frame[column].map(from_csv_cell)
     class_names = list(frame["row"].unique())
     matrices: dict[int, dict[str, np.ndarray]] = {}
     for (number, source), cells in frame.groupby(["round", "source"], sort=True):
