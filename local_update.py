@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from dataloaders.dataset import Batch, ImageDataset
-from dataloaders.federated import FederatedData
+from dataloaders.federated import FederatedData, Rehearsal
 from networks.models import BATCHNORM_MOMENTUM, Network
 from utils.tensors import copy_tensors, copy_weights, generator, net_device, set_tensors
 
@@ -53,8 +53,8 @@ class Task(Protocol):
     def load(self, args: Namespace, say: Callable[[str], None]) -> FederatedData:
         """The sets of a run and each client's share; `UserError` for what cannot be used."""
 
-    def dry_run(self, args: Namespace) -> list[str]:
-        """Check the data as far as that costs little; lines to print. `UserError` as in `load`."""
+    def dry_run(self, args: Namespace) -> Rehearsal:
+        """Check the data as far as that costs little. `UserError` as in `load`."""
 
     def augmentation(self, args: Namespace) -> object:
         """How training views are made; the data set's `training_batches` takes it."""

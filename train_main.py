@@ -34,6 +34,7 @@ from networks.devices import memory_shortage
 from networks.models import Network
 from record.run import Run, open_run
 from record.state import Progress
+from rehearsal import rehearse
 from tasks import TASKS
 from utils.files import disk_full_as_user_error
 from utils.workers import shared_out
@@ -48,7 +49,7 @@ def main() -> int:
     run = open_run(args)
     try:
         if args.dry_run:
-            print("\n".join(TASKS[run.args.task].dry_run(run.args)))
+            print("\n".join(rehearse(run.args, run.say)))
         else:
             with disk_full_as_user_error(run.folder):
                 ENGINES[run.args.engine](run)

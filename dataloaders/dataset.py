@@ -91,6 +91,13 @@ class ImageDataset:
         for images in chosen:
             yield images.permute(0, 3, 1, 2).float()
 
+    def head(self, count: int) -> "ImageDataset":
+        """The first `count` images."""
+        rows = slice(0, count)
+        return ImageDataset(
+            self.pixels[rows].numpy(), self.labels[rows], self.names[rows], self.class_names
+        )
+
     def picture(self, index: int) -> np.ndarray:
         """One image as it is looked at: uint8 (S, S) where grey, else (S, S, 3)."""
         pixels = self.pixels[index].numpy()

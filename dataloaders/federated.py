@@ -182,18 +182,49 @@ def describe_clients(table: ImageTable, dealt: Split) -> list[str]:
     ]
 
 
-def dry_run(args: Namespace) -> list[str]:
-    """Check the data as far as that needs no pixels; lines to print. `UserError` as in training."""
+class Rehearsal(NamedTuple):
+    """A run as it would be: lines to print, who would hold which training images, how many images
+    an evaluation has, and a few inputs of the right size to measure steps with."""
+
+    lines: list[str]
+    split: Split
+    evaluated: int
+    sample: ImageDataset
+
+
+SAMPLE = 256  # inputs of a rehearsal's sample
+
+
+def dry_run(args: Namespace) -> Rehearsal:
+    """Check the data as far as that needs no pixels; the sample is noise. `UserError` as in
+    training."""
     if args.medmnist:
-        tables, _ = load_medmnist(args.medmnist, 0, args.cache)
+        tables, datasets = load_medmnist(args.medmnist, 0, args.cache)
         report = [f"{name}: {len(table)} images" for name, table in tables.items()]
+        size = args.image_size or datasets["train"].image_size
     else:
         tables = load_tables(args)
         channels = 3
         images = sum(map(len, tables.values()))
         needed = {args.cache_dir: images * args.image_size**2 * channels}
         report = check_data(tables, args.root_path, needed)
-    return report + describe_clients(tables["train"], deal_clients(args, tables["train"]))
+        first = resolve_images(tables["train"], args.root_path)[0]
+        size = args.image_size or read_header(first).size[0]
+    train = tables["train"]
+    dealt = deal_clients(args, train)
+    return Rehearsal(
+        report + describe_clients(train, dealt),
+        dealt,
+        sum(len(table) for name, table in tables.items() if name != "train"),
+        noise_images(size, train.class_names),
+    )
+
+
+def noise_images(size: int, class_names: Sequence[str]) -> ImageDataset:
+    """`SAMPLE` pictures of noise in all classes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (SAMPLE, size, size, 3), dtype=np.uint8)
+    labels = np.arange(SAMPLE) % len(class_names)
+    return ImageDataset(pixels, labels, list(map(str, range(SAMPLE))), class_names, cache="ram")
 
 
 def check_manifest(content: Mapping, place: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataloaders.federated import FederatedData
+from dataloaders.federated import FederatedData, Rehearsal
 from dataloaders.partition import (
     labelled_clients,
     labelled_fraction,
@@ -209,8 +209,8 @@ def describe_volumes(tables: dict[str, VolumeTable], dealt: Split) -> list[str]:
     return lines
 
 
-def dry_run_volumes(args: Namespace) -> list[str]:
-    """Check tables and arrays without training; lines to print. `UserError` as in `load`."""
+def dry_run_volumes(args: Namespace) -> Rehearsal:
+    """Check tables and arrays without training. `UserError` as in `load`."""
     tables, how = read_sets(args)
     check_patch_size(args.patch_size, len(args.unet_channels))
     lines = [f"sets: {how}"]
@@ -220,7 +220,15 @@ def dry_run_volumes(args: Namespace) -> list[str]:
         lines.append(
             f"{name}: {len(table)} volumes, {len(arrays[0]) - 1} channel(s), {size:.0f} MB"
         )
-    return lines + describe_volumes(tables, deal_volumes(args, tables["train"]))
+    train = tables["train"]
+    dealt = deal_volumes(args, train)
+    arrays = open_volumes(args.volumes, train)
+    return Rehearsal(
+        lines + describe_volumes(tables, dealt),
+        dealt,
+        sum(len(table) for name, table in tables.items() if name != "train"),
+        VolumeDataset(arrays, train, tuple(args.patch_size), args.foreground),
+    )
 
 
 def check_patch_size(patch_size: Sequence[int], levels: int) -> None:

@@ -45,6 +45,11 @@ class VolumeDataset:
     def __len__(self) -> int:
         return len(self.arrays)
 
+    def head(self, count: int) -> "VolumeDataset":
+        """The first `count` volumes."""
+        table = self.table.select(range(min(count, len(self))))
+        return VolumeDataset(self.arrays[:count], table, self.patch_size, self.foreground)
+
     @property
     def names(self) -> list[str]:
         """VolumeIDs."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from record.rounds import is_scored
 from server import Participant, Server
 
 # What an image costs, in forward and backward passes of one view: benchmarks/RESULTS.md.
@@ -24,7 +25,7 @@ def round_costs(
             client.num_samples * args.local_ep * _image_cost(args, client.labeled)
             for client in server.active(clients, round)
         )
-        if is_evaluated(args, round):
+        if is_scored(round, args):
             cost += EVALUATION_COST * evaluated
         costs.append(cost)
     return costs
@@ -32,11 +33,6 @@ def round_costs(
 
 def _image_cost(args: Namespace, labeled: bool) -> float:
     return args.labeled_views if labeled else UNLABELED_COST
-
-
-def is_evaluated(args: Namespace, round: int) -> bool:
-    """Whether a round ends with an evaluation."""
-    return (round + 1) % args.eval_every == 0 or round + 1 == args.rounds
 
 
 def seconds_left(history: Sequence[Mapping], costs: Sequence[float]) -> float:

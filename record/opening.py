@@ -42,7 +42,7 @@ def describe_environment(devices: Sequence[torch.device]) -> dict:
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
         "commit": _commit(),
-        "devices": [_device_name(device) for device in devices],
+        "devices": [device_name(device) for device in devices],
         **(_gpu_environment() if any(device.type == "cuda" for device in devices) else {}),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -93,8 +93,9 @@ def _commit() -> str | None:
     return described.stdout.strip()
 
 
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+def device_name(device: torch.device) -> str:
+    """A GPU's name, or "cpu"."""
+    return torch.cuda.getdevice_name(device) if device.type == "cuda" else str(device)
 
 
 def open_folder(

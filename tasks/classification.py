@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, softmax
 
 from dataloaders.augment import Augmentation
 from dataloaders.dataset import ImageDataset
-from dataloaders.federated import FederatedData, dry_run, load_federated_data
+from dataloaders.federated import FederatedData, Rehearsal, dry_run, load_federated_data
 from dataloaders.phantom.embedded import place_embedded_data
 from local_update import IGNORED
 from networks.devices import evaluation_batch_size
@@ -34,7 +34,7 @@ class Classification:
         """Images from label files and a folder, or from a MedMNIST file."""
         return load_federated_data(args, say)
 
-    def dry_run(self, args: Namespace) -> list[str]:
+    def dry_run(self, args: Namespace) -> Rehearsal:
         """Tables, headers of the images, and who would hold what."""
         return dry_run(args)
 

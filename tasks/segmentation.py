@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dataloaders.federated import FederatedData
+from dataloaders.federated import FederatedData, Rehearsal
 from dataloaders.federated_volumes import dry_run_volumes, load_federated_volumes
 from dataloaders.patches import PatchAugmentation, VolumeDataset
 from dataloaders.phantom.volumes import place_embedded_volumes
@@ -40,7 +40,7 @@ class Segmentation:
         """Volumes from a folder of `dataloaders.prepare decathlon`."""
         return load_federated_volumes(args, say)
 
-    def dry_run(self, args: Namespace) -> list[str]:
+    def dry_run(self, args: Namespace) -> Rehearsal:
         """Tables and headers of the arrays, and who would hold what."""
         return dry_run_volumes(args)
 

@@ -25,6 +25,7 @@ FLOORS = {
     "test": 6,
     "paper": 6,
     "federation": 6,
+    "rehearsal": 7,
     "reproduce": 7,
     "deploy": 7,
     "train_main": 8,

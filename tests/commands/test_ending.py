@@ -4,11 +4,13 @@ import csv
 import re
 
 import pytest
+import torch
 
 from networks.saved import load_model
 from options import args_parser
 from record.duration import duration, reason_to_end, round_costs, round_line, seconds_left
 from record.run import Run
+from rehearsal import Cost, Site, _time_lines
 from server import RelationServer
 from tests.helpers import PROJECT
 from tests.helpers.small_clients import make_args
@@ -20,11 +22,6 @@ SMALL = (
     "--preset paper --pretrained 0 --image_size 32 --batch_size 8 --num_users 2 --num_labeled 1 "
     "--rounds 2 --save_every 100 --progress 0 --cache ram"
 )
-
-
-class Site:
-    def __init__(self, client, labeled, num_samples):
-        self.client, self.labeled, self.num_samples = client, labeled, num_samples
 
 
 def rounds_of(folder):
@@ -111,6 +108,18 @@ def test_the_time_left_knows_that_the_unlabelled_clients_join():
     assert seconds_left(history, costs) == pytest.approx((2 / 100 + 2 / 110) / 2 * (380 + 390))
     assert round_line(history, costs, False) == "round 2 of 4: 2.0 s, about 15 s left"
     assert round_line(history, costs, True) == "round 2 of 4: 2.0 s"
+
+
+def test_a_dry_run_adds_up_what_single_steps_took():
+    flags = ("--rounds", "4", "--join_epoch", "1", "--local_ep", "1", "--eval_every", "2")
+    args = make_args("paper", *flags)
+    sites = [Site(0, True, 100), *(Site(number, False, 100) for number in (1, 2))]
+    costs = {True: Cost(1.0, 0.01), False: Cost(2.0, 0.02)}  # clients of 2 s and of 4 s
+    cpus = [torch.device("cpu")]
+    said = _time_lines(args, sites, costs, 5.0, cpus)[1]
+    assert said.startswith("time: about 34 s for 4 rounds, 15 s for the longest;")  # 2 7 10 15
+    said = _time_lines(args, sites, costs, 5.0, 2 * cpus)[1]
+    assert said.startswith("time: about 22 s for 4 rounds, 10 s for the longest;")  # 1 6 5 10
 
 
 def test_times_are_told_as_people_tell_them():

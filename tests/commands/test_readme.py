@@ -36,6 +36,7 @@ ISIC = f"--root_path data/isic/images {CSVS.format('data/isic')}"
 SMALL = "--pretrained 0 --image_size 32 --batch_size 8 --num_users 4 --progress 0"
 DEMO = "--rounds 1 --join_epoch -1 --image_size 32 --phantom_patients 24 --num_users 3"
 DRY = "--dry_run"
+SMALL_DRY = "--dry_run --image_size 32"  # it measures steps
 PREPARE_RSNA = (
     "python -m dataloaders.prepare rsna --dicom_dir stage_2_train --labels stage_2_train.csv "
     "--out data/rsna --size 224"
@@ -58,7 +59,7 @@ PLAN = {
         "make demo PYTHON=python3 VENV=": "",
         PREPARE_RSNA: "--size 32 --workers 1",
         PARTITION_RSNA: "",
-        IS_DRY: "",
+        IS_DRY: "--image_size 32",
         # The one round that makes the checkpoint which the next commands name.
         TRAIN_RSNA: f"{SMALL} --start_epoch 99 --run_dir runs/NAME",
         "python train_main.py --resume runs/NAME": "",
@@ -71,30 +72,30 @@ PLAN = {
     "CONTRIBUTING.md": {"make test": "", "make test-flower": ""},
     "docs/howto-your-own-csv.md": {
         "python -m dataloaders.partition my/labels.csv --out my --group PatientID": "",
-        f"python train_main.py --preset paper --dry_run {MY}": "",
+        f"python train_main.py --preset paper --dry_run {MY}": "--image_size 32",
         "python test.py --resume runs/MINE/checkpoints/epoch_99.pth --root_path my/images "
         "--csv_file_test my/testing.csv --csv_file_val my/validation.csv --threshold youden": "",
         "python -m utils.metrics runs/MINE/tests/epoch_99-testing/predictions_test.csv "
         "--threshold 0.5": "",
         "python train_main.py --preset paper --partition dirichlet --dirichlet_alpha 0.3 "
-        + MY: f"{DRY} --num_users 4",
+        + MY: f"{SMALL_DRY} --num_users 4",
         "python train_main.py --preset paper --partition site --num_users 2 --num_labeled 1 "
-        + MY: DRY,
+        + MY: SMALL_DRY,
     },
     "docs/howto-rsna.md": {
         PREPARE_RSNA: "--size 32 --workers 1",
         PARTITION_RSNA: "",
         f"python reproduce.py table1 --preset paper --dry_run {RSNA}": "",
-        TRAIN_RSNA: DRY,
+        TRAIN_RSNA: SMALL_DRY,
     },
     "docs/howto-isic.md": {
         "python -m dataloaders.prepare isic --labels ISIC2018_Task3_Training_GroundTruth.csv "
         "--metadata HAM10000_metadata.csv --image_dir ISIC2018_Task3_Training_Input "
         "--out data/isic": "--size 32 --workers 1",
         PARTITION_ISIC: "",
-        f"python train_main.py --preset paper-skin {ISIC}": f"{DRY} --num_users 4",
+        f"python train_main.py --preset paper-skin {ISIC}": f"{SMALL_DRY} --num_users 4",
         "python train_main.py --preset paper-skin --partition site --num_users 4 --num_labeled 2 "
-        + ISIC: DRY,
+        + ISIC: SMALL_DRY,
         f"python reproduce.py table1 --preset paper-skin {ISIC}": DRY,
     },
     "docs/howto-dicom-to-predictions.md": {
@@ -229,6 +230,7 @@ def test_links_and_pictures_lead_somewhere():
 def test_the_readme_from_raw_scans_to_tables(readme, place):
     assert readme["make demo"] == "train_main.py --preset demo\n"
     assert readme["make test"] == "-m ruff check .\n-m ruff format --check .\n-m pytest\n"
+    assert re.search(r"\ntime: about \d+ .* for 100 rounds", readme[IS_DRY])
     report = (place / "runs/NAME/REPORT.md").read_text()
     assert "DICOM through the window 'triple' to 32 pixels a side" in report
     assert "going on with round 100 of 100" in readme["python train_main.py --resume runs/NAME"]
