@@ -89,9 +89,8 @@ class Task(Protocol):
     ) -> None:
         """What a finished run leaves for a reader: predictions, tables, figures, REPORT.md."""
 
-    def test_command(self, checkpoint: Path, args: Namespace) -> str | None:
-        """What to type to test a checkpoint on the test images of the run with the flags `args`;
-        None where test.py does not read this task's data."""
+    def test_command(self, checkpoint: Path, args: Namespace) -> str:
+        """What to type to test a checkpoint on the test images of the run with the flags `args`."""
 
 
 IGNORED = -100  # the label of an image or voxel that takes no part in a loss

@@ -5,6 +5,7 @@ python test.py --resume CHECKPOINT --root_path DIR --csv_file_test C.csv
 python test.py --resume CHECKPOINT --medmnist FILE.npz
 python test.py --resume CHECKPOINT --predict PATH ...          PNG, JPEG, DICOM, NIfTI, folders, CSV
 python test.py --resume CHECKPOINT --dicom DIR                 CT slices, by study
+python test.py --resume CHECKPOINT --volumes DIR --csv_file_test C.csv        prepared volumes
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 from dataloaders.dataset import ImageDataset, load_dataset
 from dataloaders.dicom import WINDOW_CHOICES, Preprocessing
 from dataloaders.medmnist import load_medmnist
-from dataloaders.overlap import compare_all, members_of, overlaps_with_run, warning_line
+from dataloaders.overlap import DataSet, compare_all, members_of, overlaps_with_run, warning_line
 from dataloaders.table import MULTI_LABEL, read_table
 from networks.saved import find_checkpoint
 from options import DEFAULT_CACHE, PRECISIONS
@@ -39,6 +40,8 @@ from predict.scans import (
     write_scan_predictions,
     write_studies,
 )
+from predict.segmenter import Segmenter, load_segmenter, open_held_out, predict_volumes
+from predict.volume_report import TEST_LIST, describe_segmenter, report_volumes
 from record.opening import ARGS_FILE, describe_environment, is_run
 from utils.commands import command_line
 from utils.errors import OneLineParser, UserError, run_command, whole_number
@@ -47,6 +50,7 @@ from utils.json_files import read_json
 from utils.metrics.evaluation import YOUDEN, evaluation_tables, print_tables, threshold_number
 from utils.metrics.numbers import DEFAULT_THRESHOLD
 from utils.report.page import TEST_FILE, VALIDATION_FILE
+from utils.tensors import net_device
 from utils.workers import available_cores
 
 DEFAULT_GPU = "0"
@@ -62,6 +66,7 @@ LABELLED_ONLY = (
     "allow_overlap",
 )
 UNLABELLED_ONLY = ("window", "size", "workers", "unlike", "gradcam")
+IMAGES_ONLY = (*LABELLED_ONLY, *UNLABELLED_ONLY, "root_path", "medmnist", "dicom", "image_size")
 
 
 def main() -> None:
@@ -69,6 +74,12 @@ def main() -> None:
     args = parse()
     args.resume = find_checkpoint(args.resume)
     device = "auto" if args.gpu == DEFAULT_GPU else args.gpu
+    segmenter = load_segmenter(args.resume, device, args.precision, print, args.class_names)
+    if segmenter is not None:
+        segment(segmenter, args)
+        return
+    if args.volumes is not None:
+        raise UserError(f"--volumes: {args.resume} is a network of images; leave it out")
     given = {name: getattr(args, name) for name in HOW_TO_KNOW}
     model = load(args.resume, device, args.precision, args.class_names, print, **given)
     out = args.out or default_folder(args)
@@ -80,12 +91,42 @@ def main() -> None:
         report_labelled(model, args, out)
 
 
-def facts_of(model: Model) -> dict[str, str]:
+def facts_of(model: Model | Segmenter) -> dict[str, str]:
     """What is to be said about the model and about how it was used."""
     command = shlex.join(["python", *sys.argv])
-    return describe_model(model.path, model.content) | {
+    describe = describe_segmenter if isinstance(model, Segmenter) else describe_model
+    return describe(model.path, model.content) | {
         "evaluated with": f"{command} (backbone in {model.precision})"
     }
+
+
+def segment(model: Segmenter, args: argparse.Namespace) -> None:
+    """NIfTI files of volumes without labels, or the report of a list of prepared ones."""
+    for name in IMAGES_ONLY:
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name}: has no meaning with a network of volumes; leave it out")
+    out = args.out or default_folder(args)
+    if args.predict is not None:
+        written = predict_volumes(model, args.predict, out)
+        write_text(out / "model.json", json.dumps(facts_of(model), indent=2) + "\n")
+        print(f"{written} volumes in {out}; for research, not for clinical use")
+        return
+    if args.volumes is None:
+        raise UserError("--volumes is missing: the prepared folder of those in --csv_file_test")
+    test = open_held_out(model, args.volumes, args.csv_file_test)
+    report_volumes(out, [model.net], test, facts_of(model) | run_facts(args, model, test, out))
+    print(f"\nreport: {out / 'REPORT.md'}")
+
+
+def run_facts(
+    args: argparse.Namespace, model: Model | Segmenter, test: DataSet, out: Path
+) -> dict[str, str]:
+    """Of a run's checkpoint: what it was trained on; the run's history is copied to `out`."""
+    run = run_folder(args.resume)
+    if run is None:
+        return {}
+    copy_history(run, out, describe_environment([net_device(model.net)]), model.content["round"])
+    return describe_run(run, test, "volumes" if isinstance(model, Segmenter) else "images")
 
 
 def report_labelled(model: Model, args: argparse.Namespace, out: Path) -> None:
@@ -98,11 +139,7 @@ def report_labelled(model: Model, args: argparse.Namespace, out: Path) -> None:
     predictions = {
         name: predict_set(model.net, images, args.batch_size) for name, images in datasets.items()
     }
-    facts = facts_of(model)
-    if (run := run_folder(args.resume)) is not None:
-        facts |= describe_run(run, datasets["test"])
-        environment = describe_environment([model.device])
-        copy_history(run, out, environment, model.content["round"])
+    facts = facts_of(model) | run_facts(args, model, datasets["test"], out)
     evaluation = report_network(
         out,
         model.net,
@@ -247,7 +284,7 @@ def parse() -> argparse.Namespace:
     for name in wrong:
         if getattr(args, name) is not None:
             raise UserError(f"--{name}: has no meaning with --{sources[0]}; leave it out")
-    if args.csv_file_test and args.root_path is None:
+    if args.csv_file_test and args.root_path is None and args.volumes is None:
         raise UserError("--root_path is missing: the folder of the images in --csv_file_test")
     if args.threshold == YOUDEN:
         if args.csv_file_test and args.csv_file_val is None:
@@ -260,6 +297,9 @@ def parse() -> argparse.Namespace:
 def use_test_images(args: argparse.Namespace, run: Path) -> list[str]:
     """Set the flags of the test images that the run itself had; the names of those that decide."""
     known = read_json(run / ARGS_FILE, advice="name the images with --csv_file_test")
+    if known.get("volumes") is not None:
+        args.volumes = args.volumes or Path(known["volumes"])
+        args.csv_file_test = run / TEST_LIST
     for name in ("medmnist", "root_path", "csv_file_test"):
         if known.get(name) is not None and getattr(args, name) is None:
             setattr(args, name, Path(known[name]))
@@ -270,7 +310,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All flags. Those of one kind of source have no default, so that typing them is noticed."""
     add = parser.add_argument
     add("--resume", type=Path, required=True, help="a run's folder, or epoch_N.pth")
-    add("--csv_file_test", type=Path, help="CSV of the test images")
+    add("--csv_file_test", type=Path, help="CSV of the test images, or of volumes")
+    add("--volumes", type=Path, help="folder of `dataloaders.prepare decathlon`, of those volumes")
     add("--root_path", type=Path, help="folder of the images named in the CSVs")
     add("--csv_file_val", type=Path, help="CSV of validation images, for --threshold youden")
     add("--medmnist", type=Path, help="a MedMNIST .npz file, instead of folder and CSV")

@@ -27,7 +27,6 @@ HOW_TO_KNOW = {
     "window": "the flag of `dataloaders.prepare rsna`, triple by default",
     "size": "the flag of `dataloaders.prepare rsna`, 128 by default",
 }
-TITLES = {"densenet121": "images", "unet3d": "volumes"}
 
 Images = str | os.PathLike | np.ndarray | Sequence
 
@@ -175,9 +174,24 @@ def load(
     """
     path = find_checkpoint(Path(path))
     weights, content = load_model(path, class_names)
-    network = content["architecture"]["network"]
-    if network != "densenet121":
-        raise UserError(f"{path}: a network of {TITLES[network]}, not of images")
+    if content["architecture"]["network"] != "densenet121":
+        raise UserError(
+            f"{path}: a network of volumes, not of images; use predict.segmenter.load_segmenter"
+        )
+    net, precision = ready_network(path, weights, content, device, precision, say)
+    return Model(path, net, content, precision, given)
+
+
+def ready_network(
+    path: Path,
+    weights: Mapping[str, torch.Tensor],
+    content: Mapping,
+    device: str,
+    precision: str,
+    say: Callable[[str], None],
+) -> tuple[Network, str]:
+    """The network of a checkpoint on its device, and the precision of its backbone; device,
+    precision and `say` as in `load`, weights and content as `load_model` returns them."""
     net = build_network(content["architecture"], content["class_names"])
     load_weights(net, weights, path)
     gpu = "0" if device == "auto" else device.removeprefix("cuda:")
@@ -185,7 +199,7 @@ def load(
     net = place_network(net, place)
     precision = choose_precision(precision, [place])
     set_precision([net], precision)
-    return Model(path, net, content, precision, given)
+    return net, precision
 
 
 def prediction_table(found: FilePredictions, class_names: Sequence[str]) -> pd.DataFrame:

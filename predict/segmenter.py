@@ -1,7 +1,6 @@
 """A saved 3D U-Net on volumes: a held-out list with labels, or NIfTI files without."""
 
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +21,11 @@ from dataloaders.nifti import (
 from dataloaders.patches import VolumeDataset
 from dataloaders.volumes import open_volumes, read_volumes
 from networks.models import Network
+from networks.saved import load_model
+from predict.model import ready_network
+from predict.volume_report import TEST_LIST
 from predict.volumes import class_probabilities
+from utils.commands import command_line
 from utils.errors import UserError
 from utils.files import write_text
 from utils.table_files import to_csv
@@ -37,6 +40,7 @@ class Segmenter(NamedTuple):
     path: Path
     net: Network
     content: Mapping
+    precision: str
 
     @property
     def prepared(self) -> Mapping:
@@ -77,6 +81,24 @@ class Segmenter(NamedTuple):
         """The number that each class has in the label files it was trained on, uint8 (C,)."""
         numbers = self.prepared.get("values", range(len(self.class_names)))
         return np.array(list(numbers), dtype=np.uint8)
+
+
+def load_segmenter(
+    path: Path,
+    device: str = "auto",
+    precision: str = "auto",
+    say: Callable[[str], None] = lambda line: None,
+    class_names: Sequence[str] | None = None,
+) -> Segmenter | None:
+    """The 3D U-Net in a checkpoint; None where the checkpoint holds a network of images.
+
+    All but `path` as in `predict.load`. Raises `UserError` for what cannot be used.
+    """
+    weights, content = load_model(path, class_names)
+    if content["architecture"]["network"] != "unet3d":
+        return None
+    net, precision = ready_network(path, weights, content, device, precision, say)
+    return Segmenter(path, net, content, precision)
 
 
 def open_held_out(model: Segmenter, folder: Path, listed: Path) -> VolumeDataset:
@@ -144,7 +166,9 @@ def predict_volumes(model: Segmenter, paths: Sequence[Path], out: Path) -> int:
     return written
 
 
-def volume_test_command(checkpoint: Path, volumes: Path, listed: Path) -> str:
-    """What to type to test a checkpoint on the volumes in `listed`."""
-    words = ["--resume", checkpoint, "--volumes", volumes, "--csv_file_test", listed]
-    return shlex.join(["python", "test.py", *map(str, words)])
+def volume_test_command(checkpoint: Path, volumes: Path) -> str:
+    """What to type to test a run's checkpoint on its own test volumes, which lie in `volumes`."""
+    listed = checkpoint.parent.parent / TEST_LIST
+    return command_line(
+        "test.py", {"resume": checkpoint, "volumes": volumes, "csv_file_test": listed}
+    )

@@ -380,8 +380,7 @@ class Run:
         if not (self.args.keep_state or self.args.finish):
             self.states.drop_memories()
         command = self.task.test_command(checkpoint, self.args)
-        again = f"; test again with: {command}" if command else ""
-        self.say(f"done: {self.folder / 'REPORT.md'}{again}")
+        self.say(f"done: {self.folder / 'REPORT.md'}; test again with: {command}")
 
 
 def open_run(args: Namespace, argv: Sequence[str] | None = None) -> Run:

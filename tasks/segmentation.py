@@ -15,6 +15,7 @@ from dataloaders.phantom.volumes import place_embedded_volumes
 from local_update import IGNORED
 from networks.models import Network
 from options import embedded_paths
+from predict.segmenter import volume_test_command
 from predict.volume_report import report_volume_run
 from predict.volumes import class_probabilities, score_set, segment_set
 from utils.metrics.volumes import VOLUME_METRICS
@@ -93,8 +94,9 @@ class Segmentation:
         """Scores of the test volumes, tables, slices with contours, REPORT.md."""
         report_volume_run(folder, checkpoint, net, data.test, args)
 
-    def test_command(self, checkpoint: Path, args: Namespace) -> None:
-        """None: test.py reads no volumes yet."""
+    def test_command(self, checkpoint: Path, args: Namespace) -> str:
+        """`python test.py ...` with the run's own list of test volumes."""
+        return volume_test_command(checkpoint, args.volumes)
 
 
 @cache

@@ -154,7 +154,8 @@ def outcome(folder: Path) -> dict[str, object]:
         found[f"client {client}/step"] = memory.get("step")
     metrics = pd.read_csv(folder / "metrics.csv", dtype=str).drop(columns=list(TIMES))
     found["metrics.csv"] = metrics.to_csv()
-    for name in ("matrices.csv", "predictions_test.csv", "split.json"):
+    tested = "scores_test.csv" if (folder / "scores_test.csv").exists() else "predictions_test.csv"
+    for name in ("matrices.csv", tested, "split.json"):
         found[name] = (folder / name).read_text()
     return found
 

@@ -1,0 +1,183 @@
+"""test.py on volumes: a run's own list, another list, and NIfTI files without labels."""
+
+import csv
+import shlex
+
+import numpy as np
+import pytest
+import torch
+
+from dataloaders.nifti import read_nifti
+from dataloaders.prepare.decathlon import prepare_decathlon
+from networks.saved import model_content
+from predict.segmenter import Segmenter, load_segmenter, open_held_out, predict_volumes
+from predict.volumes import segment_set
+from tests.helpers.used_run import run_test_py
+from tests.helpers.volumes import CLASSES, write_decathlon, write_nifti
+from utils.checkpoint import save_checkpoint
+from utils.errors import UserError
+
+OBLIQUE = np.array([[-0.9, 0.2, 0, 12], [0.1, 0, 1.8, -7], [0, 0.95, 0.3, 30], [0, 0, 0, 1.0]])
+ARCHITECTURE = {
+    "network": "unet3d",
+    "in_channels": 1,
+    "channels": [4, 4],
+    "residual_units": 1,
+    "drop_rate": 0.1,
+}
+PREPARED = {
+    "modality": "mr",
+    "ct_window": [-200.0, 300.0],
+    "spacing": [1.0, 1.0, 1.0],
+    "values": [0, 1, 5],
+    "channels": 1,
+    "patch_size": [8, 8, 8],
+}
+
+
+def save_segmenter(path, **changes):
+    """A checkpoint of random weights, whose volumes were made as `PREPARED` says."""
+    from networks.saved import build_network
+
+    torch.manual_seed(0)
+    net = build_network(ARCHITECTURE, CLASSES)
+    torch.nn.init.normal_(net.head.weight)
+    preprocessing = {"volumes": PREPARED | changes}
+    content = model_content(net.state_dict(), CLASSES, ARCHITECTURE, preprocessing, "demo-3d", 3)
+    save_checkpoint(path, content)
+    return path
+
+
+@pytest.fixture
+def model(tmp_path) -> Segmenter:
+    return load_segmenter(save_segmenter(tmp_path / "epoch_3.pth"), "cpu")
+
+
+def image(*shape: int) -> np.ndarray:
+    smooth = np.random.default_rng(4).normal(size=shape).cumsum(0).cumsum(1)
+    return (100 + smooth).astype(np.float32)
+
+
+def scores(folder) -> list[str]:
+    return (folder / "scores_test.csv").read_text().splitlines()
+
+
+def test_the_printed_command_gives_the_numbers_of_the_report(run, tmp_path):
+    folder, ended = run
+    printed = ended.said.split("test again with: python test.py ")[1].splitlines()[0]
+    said = run_test_py(*shlex.split(printed), "--gpu", "cpu", "--out", tmp_path / "again")
+    assert scores(tmp_path / "again") == scores(folder) and "report: " in said
+    run_test_py("--resume", folder, "--gpu", "cpu")
+    again = folder / "tests" / "epoch_2-testing"
+    assert scores(again) == scores(folder)
+    assert "0 of 1 test patients were in training" in (again / "REPORT.md").read_text()
+
+
+def test_another_list_of_volumes(run, prepared, tmp_path):
+    lines = (prepared / "volumes.csv").read_text().splitlines()
+    listed = tmp_path / "three.csv"
+    listed.write_text("\n".join([lines[0], *lines[2:5]]) + "\n")
+    flags = ["--resume", run[0], "--volumes", prepared, "--csv_file_test", listed]
+    run_test_py(*flags, "--gpu", "cpu", "--out", tmp_path / "out")
+    assert [row.split(",")[0] for row in scores(tmp_path / "out")[1::2]] == ["v1", "v2", "v3"]
+    with pytest.raises(UserError, match="--threshold: has no meaning with a network of volumes"):
+        run_test_py(*flags, "--threshold", "0.5")
+    listed.write_text(listed.read_text().replace("front", "head"))
+    with pytest.raises(UserError, match="its classes are background, head, back, but"):
+        run_test_py(*flags)
+
+
+def test_volumes_prepared_otherwise_are_refused(prepared, tmp_path):
+    path = save_segmenter(tmp_path / "epoch_3.pth", spacing=[1.0, 1.0, 2.0])
+    with pytest.raises(UserError, match="prepared with spacing 1.0 1.0 1.0, the training volumes"):
+        open_held_out(load_segmenter(path, "cpu"), prepared, prepared / "volumes.csv")
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (1.0, 1.0, 1.5)])
+def test_a_file_is_segmented_as_its_prepared_array_is(tmp_path, spacing):
+    task = write_decathlon(tmp_path / "task")
+    prepare_decathlon(task, tmp_path / "out", spacing=spacing)
+    path = save_segmenter(tmp_path / "epoch_3.pth", spacing=list(spacing), values=[0, 1, 2])
+    model = load_segmenter(path, "cpu")
+    held_out = open_held_out(model, tmp_path / "out", tmp_path / "out" / "volumes.csv")
+    expected = segment_set([model.net], held_out)
+    assert predict_volumes(model, [task / "imagesTr"], tmp_path / "predicted") == 3
+    for name, classes in zip(held_out.names, expected, strict=True):
+        found = read_nifti(tmp_path / "predicted" / f"{name}.nii.gz").data[0]
+        if spacing == (1.0, 1.0, 1.0):
+            np.testing.assert_array_equal(found, classes)
+        else:
+            assert classes.shape == (6, 7, 5) and found.shape == (6, 7, 8)
+
+
+@pytest.mark.parametrize("affine", [np.eye(4), np.diag([-1, -1, 1, 1.0]), OBLIQUE])
+def test_a_prediction_lies_on_its_source(model, tmp_path, affine):
+    import nibabel
+
+    source = write_nifti(tmp_path / "in" / "deep" / "head.nii", image(11, 9, 13), affine)
+    predict_volumes(model, [tmp_path / "in"], tmp_path / "out")
+    predicted = nibabel.load(tmp_path / "out" / "head.nii.gz")
+    original = nibabel.load(source)
+    assert predicted.shape == original.shape
+    np.testing.assert_allclose(predicted.affine, original.affine, atol=1e-6)
+    assert nibabel.aff2axcodes(predicted.affine) == nibabel.aff2axcodes(original.affine)
+    assert predicted.header.get_xyzt_units()[0] == "mm"
+    values = np.asanyarray(predicted.dataobj)
+    assert predicted.get_data_dtype() == np.uint8 and set(np.unique(values)) <= {0, 1, 5}
+    assert len(np.unique(values)) > 1
+
+
+def test_one_head_stored_in_two_orders_is_segmented_alike(model, tmp_path):
+    """In RAS, and with x and z running the other way and y and z exchanged: the same voxels."""
+    import nibabel
+
+    plain = nibabel.Nifti1Image(image(10, 12, 9), np.diag([1, 1, 1, 1.0]))
+    order = nibabel.orientations.axcodes2ornt(("L", "I", "A"))
+    turned = plain.as_reoriented(order)
+    (tmp_path / "in").mkdir()
+    nibabel.save(plain, tmp_path / "in" / "plain.nii.gz")
+    nibabel.save(turned, tmp_path / "in" / "turned.nii.gz")
+    predict_volumes(model, [tmp_path / "in"], tmp_path / "out")
+    ours, theirs = (nibabel.load(tmp_path / "out" / f"{n}.nii.gz") for n in ("plain", "turned"))
+    assert theirs.shape == turned.shape != ours.shape
+    back = nibabel.as_closest_canonical(theirs)
+    np.testing.assert_array_equal(np.asanyarray(back.dataobj), np.asanyarray(ours.dataobj))
+    np.testing.assert_allclose(back.affine, ours.affine)
+
+
+def test_what_cannot_be_read_is_named_beside_what_can(run, tmp_path):
+    write_nifti(tmp_path / "in" / "good.nii.gz", image(9, 9, 9), np.diag([1, 1, 2, 1.0]))
+    (tmp_path / "in" / "bad.nii.gz").write_bytes(b"no volume")
+    write_nifti(tmp_path / "in" / "two.nii.gz", np.stack([image(9, 9, 9)] * 2, axis=-1))
+    flags = ["--resume", run[0], "--predict", tmp_path / "in", "--gpu", "cpu"]
+    said = run_test_py(*flags, "--out", tmp_path / "out")
+    assert "1 volumes in" in said
+    with open(tmp_path / "out" / "predictions.csv") as file:
+        rows = {row["VolumeID"]: row for row in csv.DictReader(file)}
+    assert "cannot be read" in rows["bad"]["note"]
+    assert "has 2 channel(s), the network was trained on 1" in rows["two"]["note"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "good.nii.gz",
+        "model.json",
+        "predictions.csv",
+    ]
+    voxels = read_nifti(tmp_path / "out" / "good.nii.gz").data[0]
+    millilitres = [(voxels == value).sum() * 2 / 1000 for value in (1, 5)]
+    found = [float(rows["good"][name]) for name in ("front_ml", "back_ml")]
+    assert found == pytest.approx(millilitres, rel=1e-3) and sum(found) > 0
+
+
+def test_sources_are_never_written_over(model, tmp_path):
+    write_nifti(tmp_path / "in" / "a.nii.gz", image(9, 9, 9))
+    with pytest.raises(UserError, match="holds .*a.nii.gz, a source; give another folder"):
+        predict_volumes(model, [tmp_path / "in"], tmp_path / "in")
+    write_nifti(tmp_path / "in" / "more" / "a.nii", image(9, 9, 9))
+    with pytest.raises(UserError, match="has the name of"):
+        predict_volumes(model, [tmp_path / "in"], tmp_path / "out")
+    (tmp_path / "in" / "more" / "a.nii").write_bytes(b"")
+    with pytest.raises(UserError, match="no such file or folder"):
+        predict_volumes(model, [tmp_path / "nowhere"], tmp_path / "out")
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "b.nii").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="none of 1 volumes can be read, .*b.nii: cannot be read"):
+        predict_volumes(model, [tmp_path / "only"], tmp_path / "out")
