@@ -18,6 +18,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from utils.packages import check_installed
+
+if __name__ == "__main__":
+    check_installed()
+
 from paper.comparison import REPORTS, SettingRuns, write_item
 from paper.plan import PlannedRun, disk_estimate, estimate, make_plan
 from paper.published import ITEMS, PAPER

@@ -15,6 +15,11 @@ import shlex
 import sys
 from pathlib import Path
 
+from utils.packages import check_installed
+
+if __name__ == "__main__":
+    check_installed()
+
 from dataloaders.dataset import ImageDataset, load_dataset
 from dataloaders.dicom import WINDOW_CHOICES, Preprocessing
 from dataloaders.medmnist import load_medmnist

@@ -12,9 +12,11 @@ from contextlib import closing
 
 from options import args_parser
 from utils.errors import UserError, check_flags, run_command
+from utils.packages import check_installed
 
 if __name__ == "__main__":  # a mistyped flag is answered before PyTorch is loaded
     check_flags(args_parser)
+    check_installed()
 
 import torch
 

@@ -12,7 +12,8 @@ from utils.errors import UserError
 from utils.schema import mapping, tensor, text
 
 NUM_FEATURES = 1024
-CHECKPOINT_FOLDER = Path(__file__).resolve().parents[1] / "models" / "hub" / "checkpoints"
+HUB = Path("models", "hub", "checkpoints")
+CHECKPOINT_FOLDER = Path(__file__).resolve().parents[1] / HUB
 CHECKPOINT_NAMES = ("densenet121-a639ec97.pth", "densenet121.pth")
 
 
@@ -27,10 +28,12 @@ def build_densenet121(num_outputs: int) -> DenseNet:
 
 
 def find_imagenet_weights(folder: Path = CHECKPOINT_FOLDER) -> Path:
-    """The file of ImageNet weights in `folder`; `UserError` says where to put one."""
-    for name in CHECKPOINT_NAMES:
-        if (folder / name).is_file():
-            return folder / name
+    """The file of ImageNet weights in `folder`, or below the folder one is in, where an installed
+    program's user has it; `UserError` says where to put one."""
+    for place in (folder, HUB):
+        for name in CHECKPOINT_NAMES:
+            if (place / name).is_file():
+                return place / name
     raise UserError(
         f"--pretrained 1: no ImageNet weights in {folder}: put torchvision's "
         f"{CHECKPOINT_NAMES[0]} there, or train from random weights with --pretrained 0"

@@ -81,6 +81,8 @@ def _version(package: str) -> str | None:
 def _commit() -> str | None:
     """The commit of this program's own repository, with "+" where files differ from it."""
     home = Path(__file__).resolve().parents[1]
+    if not (home / ".git").exists():
+        return None  # installed, perhaps below somebody else's repository
     try:
         described = subprocess.run(
             ["git", "-C", str(home), "describe", "--always", "--abbrev=12", "--dirty=+"],

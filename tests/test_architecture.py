@@ -30,6 +30,7 @@ FLOORS = {
     "deploy": 7,
     "train_main": 8,
     "benchmarks": 9,
+    "fedirm": 9,
 }
 
 

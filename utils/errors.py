@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from utils.commands import as_typed
 from utils.text import make_output_plain, printable
 
 
@@ -22,6 +23,9 @@ class OneLineParser(argparse.ArgumentParser):
             hint = f"; did you mean {near[0]}?" if near else ""
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return parsed
+
+    def format_help(self) -> str:
+        return as_typed(super().format_help())
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (all flags: {self.prog} --help)")
@@ -58,7 +62,7 @@ def check_flags(parse: Callable[[], object]) -> None:
 def _print_error(error: UserError) -> None:
     """One line, whatever a file's name or a cell has in it."""
     make_output_plain()
-    print(f"error: {printable(str(error))}", file=sys.stderr)
+    print(f"error: {printable(as_typed(str(error)))}", file=sys.stderr)
 
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
