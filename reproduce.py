@@ -3,6 +3,7 @@
     python reproduce.py table1 --dry_run
     python reproduce.py table1 | fig2a | fig2b | fig2c | slides | ablation
     python reproduce.py table1 --preset paper --root_path DIR --csv_file_train A.csv ...
+    python reproduce.py hippocampus | hippocampus_labels --volumes DIR
 
 Flags that are not listed below go to train_main.py. Runs live in RUNS/PRESET/NAME-seedN and are
 shared by the tables; finished ones are reused, interrupted ones go on, missing ones are run.
@@ -26,6 +27,7 @@ if __name__ == "__main__":
 from paper.comparison import REPORTS, SettingRuns, write_item
 from paper.plan import PlannedRun, disk_estimate, estimate, make_plan
 from paper.published import ITEMS, PAPER
+from paper.volumes import write_volume_item
 from utils.errors import OneLineParser, UserError, run_command
 
 _SET_HERE = frozenset(
@@ -63,7 +65,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     parser.add_argument("item", choices=ITEMS, help="table or figure to make")
-    parser.add_argument("--preset", default="bench", help="preset of every run (bench)")
+    parser.add_argument(
+        "--preset", help="preset of every run (bench; hippocampus for the items on volumes)"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 1338, 1339])
     parser.add_argument(
         "--report",
@@ -93,6 +97,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "else ICH",
     )
     options, rest = parser.parse_known_args(argv)
+    options.preset = options.preset or ITEMS[options.item].preset
+    if ITEMS[options.item].drawing == "volumes" and options.report != "last":
+        raise UserError(f"--report {options.report}: of volumes the last round's weights are told")
     train_flags = [word for word in rest if word != "--"]
     for word in train_flags:
         if word.partition("=")[0] in _SET_HERE:
@@ -172,7 +179,10 @@ def report(plan: Sequence[PlannedRun], options: argparse.Namespace) -> None:
     task = options.task or ("skin" if options.preset in SKIN_PRESETS else "ICH")
     name = options.item if options.report == "last" else f"{options.item}_{options.report}"
     stem = options.runs / options.preset / "results" / name
-    text, written = write_item(item, groups, options.report, task, options.preset, stem)
+    if item.drawing == "volumes":
+        text, written = write_volume_item(item, groups, options.preset, stem)
+    else:
+        text, written = write_item(item, groups, options.report, task, options.preset, stem)
     print("\n" + text)
     for path in written:
         print(path)

@@ -144,7 +144,7 @@ def _score_table(
         setting = group.setting
         mine = [score for score in scores if score.setting == setting]
         shares = [[100 * score.metrics[name] for score in mine] for name in METRIC_TITLES]
-        wall = _duration(np.mean([score.wall_seconds for score in mine]))
+        wall = duration(np.mean([score.wall_seconds for score in mine]))
         start = [setting.label, f"{setting.labeled}/{setting.unlabeled}"]
         ours = [mean_and_spread(values, digits=2) for values in shares]
         rows.append([*start, "ours", str(len(mine)), *ours, wall])
@@ -168,7 +168,8 @@ def _published_cell(number: tuple[float, float | None] | None) -> str:
     return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss; NA where they are NaN."""
     return NOT_AVAILABLE if np.isnan(seconds) else str(timedelta(seconds=round(seconds)))
 
 
@@ -275,7 +276,7 @@ def _notes(
     item: Item, groups: Sequence[SettingRuns], scores: Sequence[Score], task: str
 ) -> list[str]:
     """What a reader must know beside the numbers: where they were made, and the gap closed."""
-    notes = [_made_on([folder for group in groups for folder in group.folders.values()])]
+    notes = [made_on([folder for group in groups for folder in group.folders.values()])]
     if groups[0].setting.source == "slides":
         notes += SLIDES_NOTES
     varied = dict.fromkeys(flag for group in groups for flag, _ in group.setting.extra)
@@ -298,7 +299,7 @@ def _notes(
     return notes
 
 
-def _made_on(folders: Sequence[Path]) -> str:
+def made_on(folders: Sequence[Path]) -> str:
     """Devices, commits and rounds of the runs, as their folders record them."""
     found: dict[str, set[str]] = {"devices": set(), "commit": set()}
     for folder in folders:

@@ -152,8 +152,9 @@ class Item:
 
     title: str
     panels: tuple[tuple[str, tuple[Setting, ...]], ...]  # (title, rows)
-    drawing: str  # "bars", "sweep" or "matrices"
+    drawing: str  # "bars", "sweep", "matrices" or, of segmentations, "volumes"
     sweep_label: str = ""  # what the x axis of a sweep counts
+    preset: str = "bench"
 
     @property
     def settings(self) -> tuple[Setting, ...]:
@@ -183,6 +184,13 @@ THRESHOLDS = (
 )
 PASSES = tuple(_variant(f"T = {count}", "mc_passes", count) for count in (1, 4, 8, 16))
 TEMPERATURES = tuple(_variant(f"tau = {tau:g}", "temperature", tau) for tau in (1.0, 2.0, 4.0))
+
+
+def _some_labels(label: str, method: str, unlabeled: int) -> tuple[Setting, ...]:
+    return tuple(
+        Setting(f"{label}, {count}", method, 2, unlabeled, (("labeled_volumes", count),))
+        for count in (2, 4, 8, 16)
+    )
 
 
 def _sweep(method: str, clients: tuple[tuple[int, int], ...]) -> tuple[Setting, ...]:
@@ -228,5 +236,20 @@ ITEMS = {
             ("temperature tau", TEMPERATURES),
         ),
         "bars",
+    ),
+    "hippocampus": Item(
+        "Segmentation of volumes: methods (labelled/unlabelled clients)",
+        (("", TABLE_1),),
+        "volumes",
+        preset="hippocampus",
+    ),
+    "hippocampus_labels": Item(
+        "Segmentation of volumes: 2, 4, 8 and 16 labelled volumes at each of two clients",
+        (
+            ("FedIRM", _some_labels("FedIRM 2/8", "fedirm", 8)),
+            ("FedAvg, labelled clients only", _some_labels("FedAvg 2/0", "fedavg", 0)),
+        ),
+        "volumes",
+        preset="hippocampus",
     ),
 }

@@ -4,7 +4,9 @@ import json
 import os
 import platform
 import re
+import resource
 import subprocess
+import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -32,6 +34,8 @@ PACKAGES = (
     "matplotlib",
     "tensorboardX",
     "tqdm",
+    "monai",
+    "nibabel",
 )
 
 
@@ -47,6 +51,12 @@ def describe_environment(devices: Sequence[torch.device]) -> dict:
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def peak_memory() -> int:
+    """MB of main memory that this process has held at most so far."""
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(used / (1e6 if sys.platform == "darwin" else 1e3))
 
 
 def _gpu_environment() -> dict:

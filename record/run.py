@@ -32,6 +32,7 @@ from record.opening import (
     is_run,
     lasting_flags,
     open_folder,
+    peak_memory,
     plain_args,
 )
 from record.rounds import RoundMatrices, is_scored, matrices_rows, round_row
@@ -379,6 +380,9 @@ class Run:
         self.task.report(self.folder, checkpoint, net, data, self.args)
         if not (self.args.keep_state or self.args.finish):
             self.states.drop_memories()
+        self.environment["peak_memory_mb"] = peak_memory()
+        _write_json(self.folder / ENV_FILE, self.environment)
+        self.say(f"peak of main memory: {self.environment['peak_memory_mb']} MB")
         command = self.task.test_command(checkpoint, self.args)
         self.say(f"done: {self.folder / 'REPORT.md'}; test again with: {command}")
 

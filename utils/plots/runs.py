@@ -28,7 +28,7 @@ from utils.plots.style import (
     matrix_triple,
     save_figure,
 )
-from utils.tables.tables import METRICS, differing_arguments, setting_text
+from utils.tables.tables import METRICS, VOLUME_METRICS, differing_arguments, setting_text
 from utils.text import from_csv_cell
 
 SOURCES = ("labeled_mean", "unlabeled_mean")
@@ -109,13 +109,15 @@ def _read_csv(path: Path, needed: set[str]) -> pd.DataFrame:
 FEW_ROUNDS = 25
 LONGEST_LABEL = 60
 COMPARED = {"test_auroc": "test AUROC", "loss": "loss, mean of clients"}
+OVERLAPS = {name: VOLUME_METRICS[name] for name in ("test_dice", "test_jaccard")}  # in per cent
+COMPARED_VOLUMES = {"test_dice": "test Dice", "loss": "loss, mean of clients"}
 
 # panel title, y label, {column of metrics.csv: legend}, y range
 CURVES = (
     (
         "Training loss",
         "loss",
-        {"loss": "mean of clients", "supervised_loss": "cross entropy"},
+        {"loss": "mean of clients", "supervised_loss": "labelled clients"},
         None,
     ),
     (
@@ -146,16 +148,25 @@ CURVES = (
 )
 
 
+DICE = ("Dice", "Dice", {"test_dice": "test", "val_dice": "validation"}, None)
+
+
 def draw_curves(metrics_csv: str | os.PathLike, out_png: str | os.PathLike) -> None:
-    """Losses, AUROC, reliable share, learning rate and seconds against the round.
+    """Losses, AUROC or Dice, reliable share, learning rate and seconds against the round.
 
     A column that is missing or empty is left out; a panel without any says so.
     """
     metrics = read_metrics(metrics_csv)
     figure = Figure(figsize=(11, 6), layout="constrained")
     for axes, panel in zip(figure.subplots(2, 3).flat, CURVES, strict=True):
-        _draw_panel(axes, metrics, *panel)
+        of_volumes = panel[0] == "AUROC" and segments(metrics)
+        _draw_panel(axes, metrics, *(DICE if of_volumes else panel))
     save_figure(figure, out_png)
+
+
+def segments(metrics: pd.DataFrame) -> bool:
+    """Whether metrics.csv is that of a segmentation."""
+    return "test_dice" in metrics
 
 
 def _draw_panel(
@@ -243,14 +254,17 @@ def compare_runs(run_dirs: Sequence[Path], out_dir: Path) -> list[Path]:
             labels[setting] = f"{name} ({run_dir.parent})" if name in groups else name
         groups.setdefault(labels[setting], []).append(read_metrics(run_dir / "metrics.csv"))
     curves, bars = out_dir / "curves.png", out_dir / "bars.png"
-    panels = [CurvePanel("", column, label, groups) for column, label in COMPARED.items()]
+    runs = [run for members in groups.values() for run in members]
+    of_volumes = all(map(segments, runs))
+    compared = COMPARED_VOLUMES if of_volumes else COMPARED
+    panels = [CurvePanel("", column, label, groups) for column, label in compared.items()]
     draw_spread_curves(panels, curves)
     last = {
         title: {
             label: spread_of([100 * last_value(run, column) for run in runs])
             for label, runs in groups.items()
         }
-        for column, title in METRICS.items()
+        for column, title in (OVERLAPS if of_volumes else METRICS).items()
     }
     draw_bars(last, {}, "", bars)
     return [curves, bars]

@@ -26,6 +26,12 @@ METRICS = {
     "test_sensitivity": "sensitivity",
     "test_specificity": "specificity",
 }
+VOLUME_METRICS = {
+    "test_dice": "Dice",
+    "test_jaccard": "Jaccard",
+    "test_hd95": "HD95 (mm)",
+    "test_asd": "ASD (mm)",
+}
 ABSENT = "-"
 CHOICES = ("last", "best")
 
@@ -47,17 +53,27 @@ class NamedRun:
     run: RunLog
 
     def chosen_round(self, choice: str) -> RoundLog | None:
-        """The last round with test metrics, or (best) the first with the highest test AUROC."""
+        """The last round with test metrics, or (best) the first with the highest test AUROC, of
+        volumes the highest test Dice."""
         rounds = [entry for _, entry in sorted(self.run.rounds.items())]
-        evaluated = [entry for entry in rounds if METRICS.keys() & entry.metrics.keys()]
+        known = METRICS.keys() | VOLUME_METRICS.keys()
+        evaluated = [entry for entry in rounds if known & entry.metrics.keys()]
         if choice == "last":
             return evaluated[-1] if evaluated else None
-        scored = [entry for entry in evaluated if not math.isnan(_auroc(entry))]
-        return max(scored, key=_auroc, default=None)
+        scored = [entry for entry in evaluated if not math.isnan(_quality(entry))]
+        return max(scored, key=_quality, default=None)
 
 
-def _auroc(entry: RoundLog) -> float:
-    return entry.metrics.get("test_auroc", math.nan)
+def _quality(entry: RoundLog) -> float:
+    return entry.metrics.get("test_auroc", entry.metrics.get("test_dice", math.nan))
+
+
+def metrics_of_runs(runs: Sequence[NamedRun]) -> dict[str, str]:
+    """The columns of test metrics that a table of these runs has, with their titles: of images, of
+    volumes, or of both where there are both."""
+    told = {name for named in runs for entry in named.run.rounds.values() for name in entry.metrics}
+    volumes = VOLUME_METRICS if VOLUME_METRICS.keys() & told else {}
+    return (METRICS if METRICS.keys() & told or not volumes else {}) | volumes
 
 
 def mean_and_spread(values: Iterable[float], digits: int = 4) -> str:
@@ -186,24 +202,31 @@ def _duration(seconds: float | None) -> str:
 
 def rounds_table(runs: Sequence[NamedRun]) -> Table:
     """What each run measured in its last and in its best evaluated round, as the log has it."""
-    header = ["run", "which", "round", "loss", "learning rate", *METRICS.values()]
+    metrics = metrics_of_runs(runs)
+    header = ["run", "which", "round", "loss", "learning rate", *metrics.values()]
     rows = []
     for named in runs:
         for choice in CHOICES:
             entry = named.chosen_round(choice)
-            cells = [NOT_AVAILABLE] * (len(header) - 2) if entry is None else _round_cells(entry)
+            cells = (
+                [NOT_AVAILABLE] * (len(header) - 2)
+                if entry is None
+                else _round_cells(entry, metrics)
+            )
             rows.append([named.name, choice, *cells])
+    quality = next(iter(metrics.values()))
     title = (
-        "Last and best evaluated round (best: highest test AUROC, chosen on the test set itself)"
+        f"Last and best evaluated round (best: highest test {quality}, chosen on the test set "
+        "itself)"
     )
     return Table(title, header, rows)
 
 
-def _round_cells(entry: RoundLog) -> list[str]:
+def _round_cells(entry: RoundLog, metrics: Mapping[str, str]) -> list[str]:
     numbers = [entry.loss, entry.learning_rate]
     said = [NOT_AVAILABLE if number is None else str(number) for number in numbers]
-    metrics = (entry.metrics.get(name) for name in METRICS)
-    scores = [NOT_AVAILABLE if value is None else f"{value:.6f}" for value in metrics]
+    values = (entry.metrics.get(name) for name in metrics)
+    scores = [NOT_AVAILABLE if value is None else f"{value:.6f}" for value in values]
     return [str(entry.number), *said, *scores]
 
 
@@ -215,7 +238,8 @@ def groups_table(runs: Sequence[NamedRun]) -> tuple[Table, list[str]]:
     the most finished rounds count: a mean over different rounds is of nothing.
     """
     names = differing_arguments(named.run.arguments for named in runs)
-    header = ["arguments that differ", "which", "runs", "rounds done", *METRICS.values()]
+    metrics = metrics_of_runs(runs)
+    header = ["arguments that differ", "which", "runs", "rounds done", *metrics.values()]
     groups: dict[str, list[NamedRun]] = {}
     for named in runs:
         groups.setdefault(_setting(named, names), []).append(named)
@@ -232,7 +256,7 @@ def groups_table(runs: Sequence[NamedRun]) -> tuple[Table, list[str]]:
             if named not in counted
         ]
         for choice in CHOICES:
-            scores = _mean_cells([named.chosen_round(choice) for named in counted])
+            scores = _mean_cells([named.chosen_round(choice) for named in counted], metrics)
             rows.append([setting, choice, str(len(counted)), str(longest), *scores])
     return Table("Mean ± standard deviation over seeds", header, rows), notes
 
@@ -252,9 +276,9 @@ def _one_per_seed(members: Sequence[NamedRun]) -> list[NamedRun]:
     return list(kept.values())
 
 
-def _mean_cells(entries: Sequence[RoundLog | None]) -> list[str]:
-    metrics = [entry.metrics if entry else {} for entry in entries]
-    return [mean_and_spread([values.get(name) for values in metrics]) for name in METRICS]
+def _mean_cells(entries: Sequence[RoundLog | None], metrics: Mapping[str, str]) -> list[str]:
+    found = [entry.metrics if entry else {} for entry in entries]
+    return [mean_and_spread([values.get(name) for values in found]) for name in metrics]
 
 
 def main() -> None:

@@ -1,0 +1,146 @@
+"""Runs on volumes in tables: from their logs, from their scores, and row against row."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import wilcoxon
+
+import reproduce
+from paper.comparison import SettingRuns
+from paper.published import ITEMS
+from paper.volumes import pair_table, volume_means, write_volume_item
+from utils.errors import UserError
+from utils.metrics.volumes import VOLUME_METRICS, VolumeScores
+from utils.plots import runs as plots
+from utils.report.volumes import read_scores, write_scores
+from utils.tables.tables import groups_table, read_logs, rounds_table
+
+
+def test_tables_of_a_log_have_dice_where_there_is_no_auroc(run):
+    runs = read_logs([run[0]])
+    table = rounds_table(runs)
+    assert table.header[-4:] == ["Dice", "Jaccard", "HD95 (mm)", "ASD (mm)"]
+    assert "AUROC" not in table.header and "highest test Dice" in table.title
+    rounds = pd.read_csv(run[0] / "metrics.csv")
+    last, best = table.rows
+    assert float(last[-4]) == pytest.approx(rounds["test_dice"].iloc[-1], abs=1e-6)
+    assert float(best[-4]) == pytest.approx(rounds["test_dice"].max(), abs=1e-6)
+    assert groups_table(runs)[0].header[-4:] == table.header[-4:]
+    assert runs[0].run.lines_not_understood == 0
+
+
+def test_curves_show_dice(run, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
+    plots.draw_curves(run[0] / "metrics.csv", tmp_path / "curves.png")
+    panels = {axes.get_title(): axes for axes in drawn[0].axes}
+    assert "AUROC" not in panels
+    rounds = pd.read_csv(run[0] / "metrics.csv")
+    for line, column in zip(panels["Dice"].lines, ("test_dice", "val_dice"), strict=True):
+        np.testing.assert_allclose(line.get_ydata(), rounds[column])
+
+
+def scored(folder, dice: np.ndarray, names=None):
+    """A finished run's folder with these Dice values, (volumes, structures)."""
+    folder.mkdir(parents=True)
+    values = {name: dice if name == "dice" else np.ones_like(dice) for name in VOLUME_METRICS}
+    names = names or [f"v{number}" for number in range(len(dice))]
+    write_scores(
+        folder / "scores_test.csv", VolumeScores(names, ("front", "back"), values, None, None)
+    )
+    (folder / "metrics.csv").write_text("round,test_dice,seconds_round\n0,0.1,5\n1,0.2,6\n")
+    (folder / "env.json").write_text('{"commit": "abc", "devices": ["cpu"], "peak_memory_mb": 812}')
+    (folder / "args.json").write_text("{}")
+    return folder
+
+
+LEVELS = {"fedavg-10-0": 0.9, "fedavg-2-0": 0.7, "fed_consistency-2-8": 0.75, "fedirm-2-8": 0.8}
+
+
+@pytest.fixture
+def groups(tmp_path):
+    """Four rows of two seeds; FedIRM half way between the bounds, self-training missing."""
+    generator = np.random.default_rng(0)
+    made = []
+    for setting in ITEMS["hippocampus"].settings:
+        folders = {}
+        for seed in (1, 2):
+            folder = tmp_path / f"{setting.name}-seed{seed}"
+            folders[seed] = folder
+            if setting.name in LEVELS:
+                noise = generator.normal(0, 0.01, (10, 2))
+                scored(folder, LEVELS[setting.name] + noise - noise.mean())
+        made.append(SettingRuns(setting, folders))
+    return made
+
+
+def test_every_number_of_the_table_follows_from_the_scores(groups, tmp_path):
+    item = ITEMS["hippocampus"]
+    text, written = write_volume_item(item, groups, "hippocampus", tmp_path / "results" / "h")
+    assert all(path.exists() for path in written) and len(written) == 7
+    rows = {
+        cells[0]: cells for cells in (line.strip("| ").split(" | ") for line in text.split("\n"))
+    }
+    assert rows["FedIRM 2/8"][1:3] == ["2", "80.00 ± 0.00"]
+    assert rows["FedAvg 10/0"][2] == "90.00 ± 0.00" and "Fed-SelfTraining 2/8" not in rows
+    assert rows["FedIRM 2/8"][-2:] == ["0:00:11", "0.8 GB"]
+    assert "FedIRM 2/8 closes 50% (seed 1), 50% (seed 2) of the Dice gap" in text
+    assert "Fed-Consistency 2/8 closes 25% (seed 1)" in text
+
+
+def test_pairs_are_wilcoxons_test_over_the_volumes_of_a_seed(groups, tmp_path):
+    write_volume_item(ITEMS["hippocampus"], groups, "hippocampus", tmp_path / "results" / "h")
+    pairs = pd.read_csv(tmp_path / "results" / "h_pairs.csv")
+    assert len(pairs) == 6  # three other rows, two seeds
+    ours, theirs = (
+        np.array(list(volume_means(read_scores(tmp_path / name / "scores_test.csv")).values()))
+        for name in ("fedirm-2-8-seed2", "fed_consistency-2-8-seed2")
+    )
+    row = pairs[(pairs["seed"] == 2) & (pairs["less"] == "Fed-Consistency 2/8")].iloc[0]
+    assert row["mean difference in Dice"] == pytest.approx(5)
+    assert row["better on"] == f"{(ours > theirs).sum()} of 10"
+    assert row["p"] == pytest.approx(wilcoxon(ours - theirs).pvalue, rel=0.05)
+
+
+def test_rows_tested_on_other_volumes_are_not_compared(groups, tmp_path):
+    folder = tmp_path / "fedirm-2-8-seed1"
+    shutil.rmtree(folder)
+    scored(folder, np.full((10, 2), 0.8), [f"w{number}" for number in range(10)])
+    with pytest.raises(UserError, match="tested on different volumes"):
+        write_volume_item(ITEMS["hippocampus"], groups, "hippocampus", tmp_path / "results" / "h")
+
+
+def test_a_structure_without_a_number_counts_in_no_volumes_mean():
+    values = {"dice": np.array([[0.5, np.nan], [np.nan, np.nan], [0.2, 0.4]])}
+    scores = VolumeScores(["a", "b", "c"], ("front", "back"), values, None, None)
+    assert volume_means(scores) == {"a": 0.5, "c": pytest.approx(0.3)}
+
+
+def test_one_command_plans_five_rows_and_three_seeds(prepared, tmp_path, capsys, monkeypatch):
+    words = ["reproduce.py", "hippocampus", "--volumes", prepared, "--runs", tmp_path, "--dry_run"]
+    monkeypatch.setattr("sys.argv", list(map(str, words)))
+    reproduce.main()
+    said = capsys.readouterr().out
+    assert "0 of 15 runs finished, 15 to do" in said
+    assert f"{tmp_path}/hippocampus/fedavg-10-0-seed1337: missing" in said
+    monkeypatch.setattr("sys.argv", [*map(str, words), "--report", "best_val"])
+    with pytest.raises(UserError, match="the last round's weights are told"):
+        reproduce.main()
+
+
+def test_a_run_records_its_peak_of_memory(run):
+    environment = json.loads((run[0] / "env.json").read_text())
+    assert 100 < environment["peak_memory_mb"] < 100_000
+    assert f"peak of main memory: {environment['peak_memory_mb']} MB" in run[1].said
+    assert environment["packages"]["monai"] and environment["packages"]["nibabel"]
+
+
+def test_labelled_volumes_are_compared_within_their_number(groups):
+    """Rows of other flags are no rivals."""
+    items = ITEMS["hippocampus_labels"].settings
+    named = {setting.label for setting in items}
+    assert {"FedIRM 2/8, 4", "FedAvg 2/0, 16"} <= named and len(items) == 8
+    assert pair_table([])[1] == []
