@@ -23,6 +23,7 @@ from dataloaders.prepare.isic import CLASSES
 from tasks.classification import Classification
 from tests.helpers.small_clients import CPU, make_args, make_dataset, make_network
 from tests.helpers.typed_commands import PROJECT, blocks_of, commands_of, type_command, type_here
+from tests.helpers.volumes import write_decathlon
 from utils.checkpoint import load_checkpoint
 from utils.tensors import copy_weights
 
@@ -36,6 +37,8 @@ ISIC = f"--root_path data/isic/images {CSVS.format('data/isic')}"
 SMALL = "--pretrained 0 --image_size 32 --batch_size 8 --num_users 4 --progress 0"
 DEMO = "--rounds 1 --join_epoch -1 --image_size 32 --phantom_patients 24 --num_users 3"
 DRY = "--dry_run"
+HIPPOCAMPUS = "--preset hippocampus --volumes data/hippocampus"
+SMALL_VOLUMES = "--patch_size 8 8 8 --unet_channels 2 4 --num_users 4 --progress 0"
 SMALL_DRY = "--dry_run --image_size 32"  # it measures steps
 PREPARE_RSNA = (
     "python -m dataloaders.prepare rsna --dicom_dir stage_2_train --labels stage_2_train.csv "
@@ -55,6 +58,7 @@ IS_DRY = f"python train_main.py --preset paper --dry_run {RSNA}"
 PLAN = {
     "README.md": {
         "make demo": "",
+        "make demo-3d": "",
         "make test": "",
         "make demo PYTHON=python3 VENV=": "",
         PREPARE_RSNA: "--size 32 --workers 1",
@@ -108,6 +112,17 @@ PLAN = {
         "python test.py --resume runs/NAME --predict scans": "--workers 0",
         "python test.py --resume runs/NAME --predict my/unlabelled.csv --root_path my/images "
         "--gradcam": "--workers 0 --unlike predict",
+    },
+    "docs/howto-decathlon.md": {
+        "make demo-3d": "",
+        "python -m dataloaders.prepare decathlon --dataset_dir Task04_Hippocampus "
+        "--out data/hippocampus": "",
+        f"python train_main.py {HIPPOCAMPUS} --dry_run": SMALL_VOLUMES,
+        f"python train_main.py {HIPPOCAMPUS}": f"{SMALL_VOLUMES} --rounds 1 --run_dir runs/NAME",
+        "python test.py --resume runs/NAME": "",
+        "python test.py --resume runs/NAME --predict Task04_Hippocampus/imagesTr": "",
+        "python reproduce.py hippocampus --volumes data/hippocampus": DRY,
+        "python reproduce.py hippocampus_labels --volumes data/hippocampus": DRY,
     },
     "docs/howto-add-a-method.md": {
         "python train_main.py --preset demo --method fed_entropy": DEMO,
@@ -229,6 +244,7 @@ def test_links_and_pictures_lead_somewhere():
 
 def test_the_readme_from_raw_scans_to_tables(readme, place):
     assert readme["make demo"] == "train_main.py --preset demo\n"
+    assert readme["make demo-3d"] == "train_main.py --preset demo-3d\n"
     assert readme["make test"] == "-m ruff check .\n-m ruff format --check .\n-m pytest\n"
     assert re.search(r"\ntime: about \d+ .* for 100 rounds", readme[IS_DRY])
     report = (place / "runs/NAME/REPORT.md").read_text()
@@ -288,6 +304,23 @@ def test_how_to_predict(readme, place, monkeypatch):
     exec(lines, scope)  # noqa: S102
     classes = written.columns[2:7]
     np.testing.assert_allclose(scope["table"][classes], written[classes], atol=2e-6)
+
+
+def test_how_to_segment_volumes(place, tmp_path):
+    """In a folder of its own: its run is called as the README's."""
+    for path in place.iterdir():
+        if path.name not in ("runs", "data"):
+            (tmp_path / path.name).symlink_to(path)
+    write_decathlon(tmp_path / "Task04_Hippocampus", 24)
+    printed = run_page("docs/howto-decathlon.md", tmp_path)
+    assert printed["make demo-3d"] == "train_main.py --preset demo-3d\n"
+    prepared = next(line for command, line in printed.items() if "dataloaders.prepare" in command)
+    assert prepared == "24 volumes in data/hippocampus/volumes.csv, 0 rejected\n"
+    assert (tmp_path / "runs/NAME/tests/epoch_0-testing/REPORT.md").exists()
+    predicted = tmp_path / "runs/NAME/tests/epoch_0-imagesTr"
+    assert len(list(predicted.glob("case_*.nii.gz"))) == 24
+    plans = [line for command, line in printed.items() if "reproduce" in command]
+    assert ["0 of 15 runs" in plans[0], "0 of 24 runs" in plans[1]] == [True, True]
 
 
 @pytest.fixture(scope="module")
