@@ -11,8 +11,10 @@ import numpy as np
 import torch
 
 from dataloaders.augment import Augmentation, apply_views, draw_views, normalize
+from dataloaders.dicom import TRIPLE
 from dataloaders.overlap import digest
 from dataloaders.pixels import copied_ahead, load_pixels
+from dataloaders.preparation import read_preparation
 from dataloaders.table import ImageTable, resolve_images
 from utils.workers import available_cores, cancelling_pool
 
@@ -34,6 +36,8 @@ class ImageDataset:
 
     The pixels stay where `cache` says: on "disk" (memory-mapped), in "ram", or on each "device"
     that asks for batches; "auto" takes the device where they fit into its free memory.
+    scan_window: through which window they were made of CT slices (`dataloaders.dicom`), if they
+    were.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class ImageDataset:
         fingerprint: str = "",
         cache: str = "auto",
         group_column: str = "PatientID",
+        scan_window: str | None = None,
     ):
         with warnings.catch_warnings():
             # A read-only mapping: nothing here writes to pixels.
@@ -58,6 +63,7 @@ class ImageDataset:
         self.group_column = group_column
         self.fingerprint = fingerprint
         self.cache = cache
+        self.scan_window = scan_window
         self._on_device: dict[torch.device, torch.Tensor] = {}
 
     def __len__(self) -> int:
@@ -99,8 +105,13 @@ class ImageDataset:
         )
 
     def picture(self, index: int) -> np.ndarray:
-        """One image as it is looked at: uint8 (S, S) where grey, else (S, S, 3)."""
+        """One image as it is looked at: uint8 (S, S) where grey, else (S, S, 3).
+
+        Three windows of a CT slice are no colours: the brain's is shown.
+        """
         pixels = self.pixels[index].numpy()
+        if self.scan_window == "triple":
+            return pixels[:, :, TRIPLE.index("brain")]
         return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
 
     def digests(self) -> list[str]:
@@ -178,6 +189,7 @@ def load_dataset(
     def describe(i: int) -> str:
         return f"{table.source} line {table.line_numbers[i]}: {table.names[i]}"
 
+    dicom = read_preparation(root_path).get("dicom", {})
     pixels, digest = load_pixels(paths, image_size, cache_dir, describe, say)
     described = [digest, table.names, table.class_names, table.groups, table.labels.tolist()]
     fingerprint = hashlib.sha256(json.dumps(described).encode()).hexdigest()
@@ -190,4 +202,5 @@ def load_dataset(
         fingerprint,
         cache,
         table.group_column,
+        dicom.get("window"),
     )

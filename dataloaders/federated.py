@@ -30,6 +30,7 @@ from dataloaders.partition import (
     split_dirichlet,
 )
 from dataloaders.pixels import ImageHeader, read_header
+from dataloaders.preparation import read_preparation
 from dataloaders.split import (
     Split,
     class_client_table,
@@ -39,8 +40,6 @@ from dataloaders.split import (
 )
 from dataloaders.table import ImageTable, read_table, resolve_images
 from utils.errors import UserError
-from utils.json_files import read_json
-from utils.schema import record, text, whole
 from utils.tensors import derive_seed
 
 SMALLEST_IMAGE = 32  # DenseNet121 halves the sides five times
@@ -225,27 +224,6 @@ def noise_images(size: int, class_names: Sequence[str]) -> ImageDataset:
     pixels = np.random.default_rng(0).integers(0, 256, (SAMPLE, size, size, 3), dtype=np.uint8)
     labels = np.arange(SAMPLE) % len(class_names)
     return ImageDataset(pixels, labels, list(map(str, range(SAMPLE))), class_names, cache="ram")
-
-
-def check_manifest(content: Mapping, place: str) -> None:
-    """`Mismatch` unless a manifest.json says how its images were made."""
-    said = {"preprocessing": content.get("preprocessing")}
-    record({"preprocessing": record({}, {"window": text(100), "size": whole(16, 1024)})})(
-        said, place
-    )
-
-
-def read_preparation(root_path: Path) -> dict:
-    """How DICOM files became the images under `root_path`: {"dicom": {...}} or {}.
-
-    `dataloaders.prepare` leaves that in manifest.json, beside the folder of images. Pictures that
-    were pictures before (photographs of skin) come from no window.
-    """
-    manifest = root_path.resolve().parent / "manifest.json"
-    if not manifest.exists():
-        return {}
-    preprocessing = read_json(manifest, check_manifest, "prepare the images again")["preprocessing"]
-    return {"dicom": preprocessing} if "window" in preprocessing else {}
 
 
 # More than the cores: on a network disk, opening a file is mostly waiting.

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from options import EMBEDDED_PRESETS
 from paper.published import (
     FIGURE_2A_ROUNDS,
     METHOD_TITLES,
@@ -147,7 +148,7 @@ def _score_table(
         wall = duration(np.mean([score.wall_seconds for score in mine]))
         start = [setting.label, f"{setting.labeled}/{setting.unlabeled}"]
         ours = [mean_and_spread(values, digits=2) for values in shares]
-        rows.append([*start, "ours", str(len(mine)), *ours, wall])
+        rows.append([*start, mine_of(groups), str(len(mine)), *ours, wall])
         published = setting.published(task)
         if published:
             cells = [_published_cell(published.get(name)) for name in METRIC_TITLES]
@@ -155,6 +156,22 @@ def _score_table(
             wall = SLIDES_WALL_TIME[setting.label] if of_slides else NOT_AVAILABLE
             rows.append([*start, _whose(setting, task), "1" if of_slides else "3", *cells, wall])
     return header, rows
+
+
+def mine_of(groups: Sequence[SettingRuns]) -> str:
+    """ "ours, DATA": wherever the paper's numbers stand beside ours, so does what ours are of."""
+    folder = next(iter(groups[0].folders.values()))
+    return f"ours, {data_name(read_arguments(folder))}"
+
+
+def data_name(flags: Mapping[str, object]) -> str:
+    """What a run's images are, in two or three words, from its flags."""
+    if flags.get("preset") in EMBEDDED_PRESETS:
+        return "synthetic head CT"
+    if flags.get("medmnist"):
+        return Path(str(flags["medmnist"])).stem
+    root = Path(str(flags.get("root_path")))
+    return root.parent.name if root.name == "images" else root.name
 
 
 def _whose(setting: Setting, task: str) -> str:
@@ -204,7 +221,7 @@ def _draw(
     figure = stem.with_name(stem.name + ".png")
     published = {group.setting: group.setting.published(task) for group in groups}
     if item.drawing == "sweep":
-        _draw_sweep(item, _spreads(scores, "test_auroc"), published, figure)
+        _draw_sweep(item, _spreads(scores, "test_auroc"), published, figure, mine_of(groups))
         return [figure]
     bars, references = {}, {}
     for name, title in METRIC_TITLES.items():
@@ -213,12 +230,12 @@ def _draw(
         references[title] = {
             setting.label: row[name][0] for setting, row in published.items() if name in row
         }
-    draw_bars(bars, references, _whose(groups[0].setting, task), figure)
+    draw_bars(bars, references, _whose(groups[0].setting, task), figure, mine_of(groups))
     return [figure]
 
 
 def _draw_sweep(
-    item: Item, spreads: Mapping[Setting, Spread], published: Mapping, figure: Path
+    item: Item, spreads: Mapping[Setting, Spread], published: Mapping, figure: Path, ours: str
 ) -> None:
     lines: dict[str, dict[int, Spread]] = {}
     references: dict[str, dict[int, float]] = {}
@@ -234,7 +251,7 @@ def _draw_sweep(
         lines.setdefault(title, {})[x] = spread
         if row:
             references.setdefault(title, {})[x] = row["test_auroc"][0]
-    draw_sweep(item.sweep_label, lines, levels, references, figure)
+    draw_sweep(item.sweep_label, lines, levels, references, figure, ours)
 
 
 def _matrix_table(

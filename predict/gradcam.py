@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -22,11 +21,12 @@ from networks.models import DenseNet121
 from predict.files import Slice
 from utils.files import atomic_write
 from utils.metrics.predictions import Predictions
-from utils.plots.style import save_figure
-from utils.report.figures import PAGE_WIDTH, STYLE, clipped
+from utils.plots.style import PAGE_WIDTH, label, save_figure, styled
 from utils.tensors import net_device
 
 MOST_CLASSES = 6
+HALVED = 32  # pixels of an image for one position of the last feature map
+LEAST_POSITIONS = 4
 HEAT_COLOR, HEAT_OPACITY = (1.0, 0.75, 0.0), 0.65
 
 
@@ -67,13 +67,19 @@ def choose_samples(predictions: Predictions) -> np.ndarray:
     return np.array(samples)
 
 
+@styled
 def draw_gradcam(
     net: DenseNet121, dataset: ImageDataset, predictions: Predictions, path: Path
 ) -> None:
     """A sheet of `choose_samples`: each image beside the heat map of its most probable class.
 
-    `predictions` are those of `net` for the images of `dataset`, in its order.
+    `predictions` are those of `net` for the images of `dataset`, in its order. Nothing is drawn of
+    images so small that the map would have fewer than `LEAST_POSITIONS` a side: it would point at
+    quarters of the head.
     """
+    positions = dataset.image_size // HALVED
+    if positions < LEAST_POSITIONS:
+        return
     indices = choose_samples(predictions)
     device = net_device(net)
     (images,) = dataset.evaluation_batches(torch.from_numpy(indices), len(indices), device)
@@ -81,19 +87,17 @@ def draw_gradcam(
     net.eval()
     heats = grad_cam(net, images, classes).cpu().numpy()
     rows = -(-len(indices) // 2)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(PAGE_WIDTH, 2.05 * rows + 0.3), layout="constrained")
-        panels = figure.subplots(rows, 4, squeeze=False)
-        for axes in panels.flat:
-            axes.set_axis_off()
-        for pair, index, heat in zip(panels.reshape(-1, 2), indices, heats, strict=False):
-            _draw_pair(pair, dataset.picture(index), heat, predictions, index)
-        positions = dataset.image_size // 32
-        figure.suptitle(
-            "Yellow: where the evidence for the class that was said lies, on a grid of "
-            f"{positions} x {positions}"
-        )
-        save_figure(figure, path)
+    figure = Figure(figsize=(PAGE_WIDTH, 2.05 * rows + 0.3), layout="constrained")
+    panels = figure.subplots(rows, 4, squeeze=False)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for pair, index, heat in zip(panels.reshape(-1, 2), indices, heats, strict=False):
+        _draw_pair(pair, dataset.picture(index), heat, predictions, index)
+    figure.suptitle(
+        "Yellow: where the evidence for the class that was said lies, on a grid of "
+        f"{positions} x {positions}"
+    )
+    save_figure(figure, path)
 
 
 class HeatPictures:
@@ -141,7 +145,7 @@ def _draw_pair(
     pair: tuple[Axes, Axes], picture: np.ndarray, heat: np.ndarray, predictions: Predictions, index
 ) -> None:
     probabilities = predictions.probabilities[index]
-    names = [clipped(name, 18) for name in predictions.class_names]
+    names = [label(name, 18) for name in predictions.class_names]
     true, said = predictions.labels[index], probabilities.argmax()
     pair[0].imshow(picture, cmap="gray", vmin=0, vmax=255)
     # In grey, so that the picture's own colours are not taken for heat.
@@ -150,7 +154,7 @@ def _draw_pair(
     overlay = np.zeros((*heat.shape, 4))
     overlay[..., :3], overlay[..., 3] = HEAT_COLOR, HEAT_OPACITY * heat
     pair[1].imshow(overlay)
-    name = clipped(str(predictions.names[index]), 24)
+    name = label(str(predictions.names[index]), 24)
     pair[0].set_title(f"{name}\ntrue: {names[true]} ({probabilities[true]:.2f})", fontsize=7)
     verdict = "right" if said == true else "wrong"
     evidence = "" if heat.any() else ", nothing speaks for it"

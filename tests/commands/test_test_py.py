@@ -27,7 +27,6 @@ from utils.report.page import rebuild_report
 REPORT_FIGURES = {
     "confusion",
     "curves",
-    "gradcam",
     "mistakes",
     "precision_recall",
     "relation",

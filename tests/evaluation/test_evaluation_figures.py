@@ -1,20 +1,17 @@
 """The pictures: what they show, that nothing in them overlaps, that they rebuild byte for byte."""
 
-import itertools
-
 import matplotlib
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
-from matplotlib.text import Text
 from sklearn.metrics import roc_curve
 
 from tests.helpers.examples import example_predictions, without_class
+from tests.helpers.figures import assert_readable
 from utils.metrics.evaluation import confident_mistakes, evaluate
 from utils.metrics.intervals import bootstrap_curves
+from utils.plots.style import STYLE
 from utils.report.figures import (
-    STYLE,
     confusion_figure,
     draw_all,
     mistakes_figure,
@@ -45,25 +42,6 @@ def curves(predictions, draws=20):
     ]
 
 
-def words_on_page(figure):
-    """(text, box in pixels) of the titles, labels, legends, captions and drawn tick labels."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    ticks_off_the_axis = set()
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            low, high = axis.get_view_interval()
-            for tick in axis.get_major_ticks():
-                if not (axes.axison and low <= tick.get_loc() <= high):
-                    ticks_off_the_axis |= {tick.label1, tick.label2}
-    words = [
-        text
-        for text in figure.findobj(Text)
-        if text.get_visible() and text.get_text() and text not in ticks_off_the_axis
-    ]
-    return [(text.get_text(), text.get_window_extent(canvas.get_renderer())) for text in words]
-
-
 @pytest.mark.parametrize("class_names", [LONG_NAMES[:2], LONG_NAMES[:5], LONG_NAMES])
 def test_no_words_overlap_or_leave_the_page(class_names):
     predictions = example_predictions(class_names=class_names)
@@ -77,14 +55,7 @@ def test_no_words_overlap_or_leave_the_page(class_names):
             mistakes_figure(predictions, picture),
         ]
         for figure in figures:
-            words = words_on_page(figure)
-            for text, box in words:
-                assert box.x0 >= -1 and box.y0 >= -1, text
-                assert box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1 + 1, text
-            for (text, box), (other_text, other) in itertools.combinations(words, 2):
-                width = min(box.x1, other.x1) - max(box.x0, other.x0)
-                height = min(box.y1, other.y1) - max(box.y0, other.y0)
-                assert width <= 1 or height <= 1, f"{text!r} overlaps {other_text!r}"
+            assert_readable(figure)
 
 
 def test_roc_figure_draws_the_curve_its_band_and_the_operating_point():

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
 from tests.helpers import PROJECT
+from tests.helpers.figures import assert_readable, words_on_page
 from utils.errors import UserError
 from utils.plots import comparison as comparison_plots
 from utils.plots import runs as plots
@@ -36,7 +38,7 @@ from utils.plots.runs import (
     read_metrics,
     rebuild_figures,
 )
-from utils.plots.style import matrix_triple
+from utils.plots.style import STYLE, label, matrix_triple
 
 CLASSES = ["epidural", "subdural", 'any, "other"']
 
@@ -117,6 +119,10 @@ def test_curves_without_columns_say_so(tmp_path, drawn):
     panels = {axes.get_title(): axes for axes in drawn["curves.png"].axes}
     assert [len(axes.lines) for axes in panels.values()] == [1, 0, 0, 0, 0, 0]
     assert texts(panels["Pseudo labels and ramp-up"]) == ["not recorded"]
+    (tmp_path / "metrics.csv").write_text("round,loss,clients_unlabeled\n0,1.5,0\n")
+    draw_curves(tmp_path / "metrics.csv", "curves.png")
+    panels = {axes.get_title(): axes for axes in drawn["curves.png"].axes}
+    assert texts(panels["Pseudo labels and ramp-up"]) == ["no unlabelled client yet"]
 
 
 def test_relation_shows_each_cell_and_one_colour_scale(drawn):
@@ -138,7 +144,66 @@ def test_relation_of_a_round_without_unlabelled_clients(drawn):
     draw_relation({"labeled_mean": np.eye(2), "unlabeled_mean": None}, ["a", "b"], "r.png")
     labeled, unlabeled, difference = drawn["r.png"].axes[:3]
     assert len(texts(labeled)) == 4
-    assert texts(unlabeled) == texts(difference) == ["no matrix this round"]
+    assert texts(unlabeled) == texts(difference) == ["no unlabelled client yet"]
+
+
+# 72 letters that differ in the middle and at their end.
+LONG = [
+    f"actinic keratoses {n:02} and intraepithelial carcinoma of the {'x' * 9} $a_{n}^2$"
+    for n in range(14)
+]
+
+
+@pytest.mark.parametrize("count", [2, 5, 14])
+def test_a_relation_matrix_of_long_names_can_be_read(drawn, count):
+    matrix = np.random.default_rng(0).dirichlet(np.ones(count), count)
+    draw_relation({"labeled_mean": matrix, "unlabeled_mean": None}, LONG[:count], "r.png")
+    with matplotlib.rc_context(STYLE):
+        figure = drawn["r.png"]
+        names = [name.get_text() for name in figure.axes[0].get_yticklabels()]
+        assert len(set(names)) == count and max(map(len, names)) == 24
+        assert_readable(figure)
+    cells = {text.get_fontsize() for text in figure.axes[0].texts}
+    assert min(cells) >= 5.5
+
+
+def test_no_value_of_a_bar_stands_over_the_axis(drawn):
+    values = dict(zip(LONG[:3], (0.5, 99.9, 50.0), strict=True))
+    rows = {name: Spread(value, 1.0, 3) for name, value in values.items()}
+    draw_bars({"AUROC": rows, "accuracy": rows}, {}, "paper", "b.png", "ours, skin")
+    with matplotlib.rc_context(STYLE):
+        assert_readable(drawn["b.png"])
+        figure = drawn["b.png"]
+        floor = figure.axes[0].get_window_extent().y0
+        for text, box in words_on_page(figure):
+            if "±" in text.get_text() and "seeds" not in text.get_text():
+                assert box.y0 > floor
+    (handle,) = figure.legends[0].get_texts()
+    assert handle.get_text() == "ours, skin, mean ± sd over seeds"
+
+
+def test_lines_with_the_same_numbers_stand_beside_each_other(drawn):
+    points = {2: Spread(80.0, 1.0, 3), 8: Spread(90.0, 1.0, 3)}
+    draw_sweep("clients", {"one": points, "two": points}, {}, {}, "w.png", "ours, skin")
+    axes = drawn["w.png"].axes[0]
+    first, second = (container.lines[0].get_xdata() for container in axes.containers)
+    assert np.abs(np.subtract(first, second)) == pytest.approx([0.08, 0.08])
+    assert [text.get_text() for text in drawn["w.png"].legends[0].get_texts()] == [
+        "one, ours, skin",
+        "two, ours, skin",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("short", "short"),
+        ("a" * 12 + "b" * 13, "a" * 12 + "\u2026" + "b" * 11),
+        ("two\nlines", r"two\nlines"),
+    ],
+)
+def test_a_name_in_a_figure_keeps_both_its_ends(text, expected):
+    assert label(text) == expected
 
 
 def test_matrix_triple_by_hand():
@@ -290,9 +355,10 @@ def test_settings_whose_first_runs_have_one_name_stay_apart(tmp_path, drawn):
     runs.append(make_run(tmp_path / "paper" / "a", seed=2, **dict.fromkeys(long, "another value")))
     compare_runs(runs, tmp_path / "out")
     legend = drawn["curves.png"].axes[0].get_legend().get_texts()
+    second = f"a ({tmp_path / 'paper'})"
     assert [text.get_text() for text in legend] == [
         "a (n = 1)",
-        f"a ({tmp_path / 'paper'}) (n = 1)",
+        f"{label(second, 60)} (n = 1)",
     ]
 
 
@@ -340,7 +406,7 @@ def test_command_rebuilds_deleted_figures_byte_for_byte(tmp_path):
     done = run_plots(run)
     assert done.returncode == 0, done.stderr
     assert {path.name: path.read_bytes() for path in (run / "figures").iterdir()} == before
-    assert size_of_png(run / "figures" / "curves.png") == (1650, 900)
+    assert size_of_png(run / "figures" / "curves.png") == (1800, 1000)
     assert done.stdout.split() == [
         str(run / "figures" / f"{n}.png") for n in ("curves", "relation")
     ]

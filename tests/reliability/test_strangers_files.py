@@ -9,8 +9,8 @@ import zipfile
 import pytest
 import torch
 
-from dataloaders.federated import read_preparation
 from dataloaders.overlap import Listed
+from dataloaders.preparation import read_preparation
 from networks.densenet import load_imagenet_weights
 from networks.saved import HEAD, load_model
 from predict.card import describe_run

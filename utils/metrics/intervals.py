@@ -262,3 +262,17 @@ def _logit_interval(
     low[usable] = expit(logit(estimate) - margin)
     high[usable] = expit(logit(estimate) + margin)
     return low, high
+
+
+def wilson_interval(successes: np.ndarray, trials: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95% interval of a share, Wilson's score interval: (low, high), each of the inputs' shape.
+
+    For `successes` of `trials` > 0 independent draws (Wilson 1927, J. Am. Stat. Assoc. 22, 209).
+    """
+    z = 1.959963984540054  # the normal distribution's 97.5% point
+    successes, trials = np.asarray(successes, float), np.asarray(trials, float)
+    share, spread = successes / trials, z**2 / trials
+    center = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * np.sqrt(share * (1 - share) / trials + spread / (4 * trials))
+    # At a share of 0 or 1 the interval ends there, whatever the rounding.
+    return np.clip(center - half, 0, share), np.clip(center + half, share, 1)

@@ -16,10 +16,16 @@ from utils.plots.style import (
     LINE_STYLES,
     MATRIX_ROWS,
     draw_matrix,
+    label,
     matrix_colors,
+    matrix_page,
     matrix_triple,
     save_figure,
+    styled,
 )
+
+LONGEST_LEGEND, LONGEST_ROW = 60, 40  # letters
+DODGE = 0.08  # of a client, between lines that would hide each other
 
 REFERENCE_MARKER = {
     "marker": "D",
@@ -70,6 +76,7 @@ class CurvePanel(NamedTuple):
     groups: Mapping[str, Sequence[pd.DataFrame]]
 
 
+@styled
 def draw_spread_curves(panels: Sequence[CurvePanel], out_png: str | os.PathLike) -> None:
     """Panels, two in a row; a group is the mean over its runs with a band of mean ± deviation."""
     columns = min(len(panels), 2)
@@ -80,53 +87,56 @@ def draw_spread_curves(panels: Sequence[CurvePanel], out_png: str | os.PathLike)
     same_scale = len({panel.column for panel in panels}) == 1
     grid = figure.subplots(rows, columns, squeeze=False, sharey=same_scale).ravel()
     for axes, panel in zip(grid, panels, strict=False):
-        axes.set(title=panel.title, xlabel="round", ylabel=panel.label)
+        axes.set(title=label(panel.title, 60), xlabel="round", ylabel=panel.label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.grid(alpha=0.3)
         for number, (name, runs) in enumerate(panel.groups.items()):
-            label = f"{name} (n = {len(runs)})"
-            _draw_band(axes, seed_spread(runs, panel.column), label, number)
-        axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.16), frameon=False)
+            legend = f"{label(name, LONGEST_LEGEND)} (n = {len(runs)})"
+            _draw_band(axes, seed_spread(runs, panel.column), legend, number)
+        axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.16))
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     save_figure(figure, out_png)
 
 
-def _draw_band(axes: Axes, spread: pd.DataFrame, label: str, number: int) -> None:
+def _draw_band(axes: Axes, spread: pd.DataFrame, legend: str, number: int) -> None:
     color = COLORS[number % len(COLORS)]
     style = LINE_STYLES[(number + 2 * (number // len(COLORS))) % len(LINE_STYLES)]
     marker = "." if len(spread) <= 25 else None
-    axes.plot("round", "mean", data=spread, label=label, color=color, ls=style, marker=marker)
+    axes.plot("round", "mean", data=spread, label=legend, color=color, ls=style, marker=marker)
     low, high = spread["mean"] - spread["deviation"], spread["mean"] + spread["deviation"]
     axes.fill_between(spread["round"], low, high, color=color, alpha=0.18, linewidth=0)
 
 
+@styled
 def draw_bars(
     bars: Mapping[str, Mapping[str, Spread]],
     references: Mapping[str, Mapping[str, float]],
     reference_name: str,
     out_png: str | os.PathLike,
+    ours: str = "ours",
 ) -> None:
     """Horizontal bars in per cent, one panel per metric: {metric: {row label: Spread}}.
 
     `references` has the published number of the rows that have one, in the same layout; they
-    stand as diamonds below our bars.
+    stand as diamonds below our bars. `ours` names whose numbers the bars are.
     """
-    labels = list(next(iter(bars.values())))
-    height = 1.3 + 0.42 * len(labels)
+    rows = list(next(iter(bars.values())))
+    height = 1.3 + 0.42 * len(rows)
     figure = Figure(figsize=(1.9 * len(bars) + 2.2, height), layout="constrained")
     panels = figure.subplots(1, len(bars), sharey=True, squeeze=False)[0]
-    for axes, (metric, rows) in zip(panels, bars.items(), strict=True):
-        _draw_bar_panel(axes, metric, [rows[label] for label in labels])
+    for axes, (metric, spreads) in zip(panels, bars.items(), strict=True):
+        _draw_bar_panel(axes, metric, [spreads[row] for row in rows], ours)
         published = references.get(metric, {})
-        places = {label: row + 0.32 for row, label in enumerate(labels) if label in published}
-        points = [(published[label], place) for label, place in places.items()]
+        places = {row: place + 0.32 for place, row in enumerate(rows) if row in published}
+        points = [(published[row], place) for row, place in places.items()]
         if points:
             axes.plot(*zip(*points, strict=True), label=reference_name, **REFERENCE_MARKER)
-    panels[0].set_yticks(range(len(labels)), labels)
-    panels[0].invert_yaxis()
+    panels[0].set_yticks(range(len(rows)), [label(row, LONGEST_ROW) for row in rows])
+    # Downwards, and below the last row's bar there is room for its number.
+    panels[0].set_ylim(len(rows) - 0.25, -0.55)
     handles = {name: handle for axes in panels for handle, name in _legend(axes)}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3)
     save_figure(figure, out_png)
 
 
@@ -134,43 +144,49 @@ def _legend(axes: Axes) -> list[tuple]:
     return list(zip(*axes.get_legend_handles_labels(), strict=True))
 
 
-def _draw_bar_panel(axes: Axes, metric: str, rows: Sequence[Spread]) -> None:
+def _draw_bar_panel(axes: Axes, metric: str, rows: Sequence[Spread], ours: str) -> None:
     places = np.arange(len(rows)) - 0.1
     means = [row.mean for row in rows]
     deviations = [row.deviation for row in rows]  # NaN, of a single seed, draws no error bar
-    label = "ours, one seed" if np.isnan(deviations).all() else "ours, mean ± sd over seeds"
-    bar = {"height": 0.4, "color": COLORS[5], "label": label, "capsize": 3}
+    seeds = "one seed" if np.isnan(deviations).all() else "mean ± sd over seeds"
+    bar = {"height": 0.4, "color": COLORS[5], "label": f"{ours}, {seeds}", "capsize": 3}
     axes.barh(places, means, xerr=deviations, **bar)
     for place, row in zip(places, rows, strict=True):
         text = "NA" if math.isnan(row.mean) else f"{row.mean:.1f}"
         text += "" if math.isnan(row.deviation) else f" ± {row.deviation:.1f}"
-        axes.text(1, place + 0.42, text, va="center", ha="left", fontsize=8)
+        axes.text(1, place + 0.42, text, va="center", ha="left", fontsize=7)
     axes.set(title=metric, xlabel="%", xlim=(0, 103))
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
 
 
+@styled
 def draw_sweep(
     x_label: str,
     lines: Mapping[str, Mapping[int, Spread]],
     levels: Mapping[str, float],
     references: Mapping[str, Mapping[int, float]],
     out_png: str | os.PathLike,
+    ours: str = "ours",
 ) -> None:
     """AUROC in per cent against a number of clients: {line: {x: Spread}} with error bars.
 
     `levels` are horizontal lines (the upper bound); `references` are published points of the
-    line with the same name, drawn as diamonds in its colour.
+    line with the same name, drawn as diamonds in its colour. Lines stand a little beside each
+    other, so that their error bars do. `ours` names whose numbers the lines are.
     """
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     axes = figure.subplots()
     handles = []
-    for (name, points), color, style in zip(lines.items(), COLORS, LINE_STYLES, strict=False):
+    for number, (name, points) in enumerate(lines.items()):
+        color, style = COLORS[number % len(COLORS)], LINE_STYLES[number % len(LINE_STYLES)]
         x = sorted(points)
         means = [points[value].mean for value in x]
         deviations = [points[value].deviation for value in x]
         drawn = {"color": color, "linestyle": style, "marker": "o", "capsize": 4}
-        handles.append(axes.errorbar(x, means, yerr=deviations, label=f"{name}, ours", **drawn))
+        beside = [value + DODGE * (number - (len(lines) - 1) / 2) for value in x]
+        legend = f"{label(name, LONGEST_LEGEND)}, {ours}"
+        handles.append(axes.errorbar(beside, means, yerr=deviations, label=legend, **drawn))
         if published := references.get(name):
             marker = REFERENCE_MARKER | {"color": color, "label": f"{name}, paper"}
             handles += axes.plot(list(published), list(published.values()), **marker)
@@ -179,10 +195,11 @@ def draw_sweep(
     axes.set(xlabel=x_label, ylabel="test AUROC (%)")
     axes.set_xticks(sorted({value for points in lines.values() for value in points}))
     axes.grid(alpha=0.3)
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     save_figure(figure, out_png)
 
 
+@styled
 def draw_relation_rounds(
     methods: Mapping[str, Mapping[int, Mapping[str, np.ndarray]]],
     class_names: Sequence[str],
@@ -196,14 +213,13 @@ def draw_relation_rounds(
     columns = [(name, number) for name, rounds in methods.items() for number in sorted(rounds)]
     triples = [matrix_triple(methods[name][number]) for name, number in columns]
     colors = matrix_colors([panel for triple in triples for panel in triple])
-    figure = Figure(figsize=(2.15 * len(columns) + 2.4, 7.6), layout="constrained")
+    figure = Figure(figsize=matrix_page(class_names, 3, len(columns)), layout="constrained")
     grid = figure.subplots(3, len(columns), sharex=True, sharey=True, squeeze=False)
     for column, ((name, number), triple) in enumerate(zip(columns, triples, strict=True)):
-        grid[0, column].set_title(f"{name}\nround {number}", fontsize=10)
+        grid[0, column].set_title(f"{label(name)}\nround {number}")
         for axes, panel in zip(grid[:, column], triple, strict=True):
-            draw_matrix(axes, panel, class_names, colors, 7.0 if len(class_names) <= 5 else 5.0)
-            axes.tick_params(labelsize=8)
-    for axes, label in zip(grid[:, 0], MATRIX_ROWS, strict=True):
-        axes.set_ylabel(label, fontsize=9)
+            draw_matrix(axes, panel, class_names, colors)
+    for axes, title in zip(grid[:, 0], MATRIX_ROWS, strict=True):
+        axes.set_ylabel(title)
     figure.colorbar(colors, ax=grid.ravel().tolist(), label="probability", shrink=0.5)
     save_figure(figure, out_png)

@@ -21,12 +21,15 @@ from utils.json_files import read_json
 from utils.plots.comparison import CurvePanel, draw_bars, draw_spread_curves, spread_of
 from utils.plots.style import (
     COLORS,
+    GREY,
     LINE_STYLES,
     MATRIX_ROWS,
     draw_matrix,
     matrix_colors,
+    matrix_page,
     matrix_triple,
     save_figure,
+    styled,
 )
 from utils.tables.tables import METRICS, VOLUME_METRICS, differing_arguments, setting_text
 from utils.text import from_csv_cell
@@ -151,13 +154,14 @@ CURVES = (
 DICE = ("Dice", "Dice", {"test_dice": "test", "val_dice": "validation"}, None)
 
 
+@styled
 def draw_curves(metrics_csv: str | os.PathLike, out_png: str | os.PathLike) -> None:
     """Losses, AUROC or Dice, reliable share, learning rate and seconds against the round.
 
     A column that is missing or empty is left out; a panel without any says so.
     """
     metrics = read_metrics(metrics_csv)
-    figure = Figure(figsize=(11, 6), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
     for axes, panel in zip(figure.subplots(2, 3).flat, CURVES, strict=True):
         of_volumes = panel[0] == "AUROC" and segments(metrics)
         _draw_panel(axes, metrics, *(DICE if of_volumes else panel))
@@ -173,11 +177,11 @@ def _draw_panel(
     axes: Axes,
     metrics: pd.DataFrame,
     title: str,
-    label: str,
+    y_label: str,
     columns: Mapping[str, str],
     limits: tuple[float, float | None] | None,
 ) -> None:
-    axes.set(title=title, xlabel="round", ylabel=label)
+    axes.set(title=title, xlabel="round", ylabel=y_label)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.grid(alpha=0.3)
     marker = "o" if len(metrics) <= FEW_ROUNDS else None
@@ -189,17 +193,20 @@ def _draw_panel(
         axes.plot("round", column, data=points, label=legend, color=color, ls=style, marker=marker)
         drawn += 1
     if not drawn:
+        alone = last_value(metrics, "clients_unlabeled") == 0
+        said = "no unlabelled client yet" if alone else "not recorded"
         axes.set(xticks=[], yticks=[])
-        axes.text(0.5, 0.5, "not recorded", ha="center", transform=axes.transAxes, color="0.4")
+        axes.text(0.5, 0.5, said, ha="center", transform=axes.transAxes, color=GREY)
         return
     if len(columns) > 1:
-        axes.legend(frameon=False)
+        axes.legend()
     axes.set_xlim(metrics["round"].min() - 0.5, metrics["round"].max() + 0.5)
     if limits:
         low, high = limits
         axes.set_ylim(low, 1.08 * axes.dataLim.ymax if high is None else high)
 
 
+@styled
 def draw_relation(
     matrices: Mapping[str, Sequence[Sequence[float]]],
     class_names: Sequence[str],
@@ -211,15 +218,18 @@ def draw_relation(
     that is missing or None is drawn as an empty panel, a NaN cell as a dash. The three panels
     share one colour scale.
     """
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=matrix_page(class_names, 1, 3), layout="constrained")
     row = figure.subplots(1, 3, sharey=True)
     panels = matrix_triple(matrices)
     colors = matrix_colors(panels)
+    missing = dict.fromkeys(MATRIX_ROWS, "no unlabelled client yet")
+    if panels[0] is None:
+        missing = dict.fromkeys(MATRIX_ROWS, "no labelled client") | {MATRIX_ROWS[1]: "no matrix"}
     for axes, panel, title in zip(row, panels, MATRIX_ROWS, strict=True):
         axes.set_title(title)
-        draw_matrix(axes, panel, class_names, colors, 9.0 if len(class_names) <= 7 else 6.0)
+        draw_matrix(axes, panel, class_names, colors, missing[title])
     row[0].set_ylabel("class of the samples")
-    figure.supxlabel("class of the output", fontsize="medium")
+    figure.supxlabel("class of the output", fontsize=8)
     figure.colorbar(colors, ax=list(row), label="probability", shrink=0.75)
     save_figure(figure, out_png)
 

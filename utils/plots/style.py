@@ -1,10 +1,15 @@
-"""What all figures share: colours, the drawing of one relation matrix, and how a file is made."""
+"""What all figures share: how they look, the drawing of one relation matrix, how a file is made.
+
+Every function that draws is decorated with `styled`. Names come from users: `label` makes them fit
+for a figure, and no figure parses formulas.
+"""
 
 import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -12,11 +17,29 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from utils.files import atomic_write
+from utils.text import printable
 
 # Okabe and Ito's palette: told apart by colour-blind readers, dark enough for print.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINE_STYLES = ("-", "--", "-.", ":")
-DOTS_PER_INCH = 150
+GREY = "#6E6E6E"
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.2,
+    "legend.frameon": False,
+    "savefig.dpi": 200,
+    "text.parse_math": False,  # a dollar sign in a class name is a dollar sign
+}
+PAGE_WIDTH = 7.0  # inches: a page of A4 or letter within its margins
+LONGEST_NAME = 24
+
+styled = matplotlib.rc_context(STYLE)
+
 MATRIX_COLORS = "Blues"
 MATRIX_ROWS = ("labelled clients (mean)", "unlabelled clients (mean)", "absolute difference")
 
@@ -24,7 +47,7 @@ MATRIX_ROWS = ("labelled clients (mean)", "unlabelled clients (mean)", "absolute
 def save_figure(figure: Figure, out_png: str | os.PathLike) -> None:
     """Write `figure` as a PNG, whole or not at all."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    figure.savefig(buffer, format="png", metadata={"Software": None})
     with atomic_write(Path(out_png)) as file:
         file.write(buffer.getvalue())
 
@@ -46,24 +69,47 @@ def matrix_colors(panels: Sequence[np.ndarray | None]) -> ScalarMappable:
     return ScalarMappable(Normalize(0.0, highest), MATRIX_COLORS)
 
 
+def label(text: object, length: int = LONGEST_NAME) -> str:
+    """A user's text as it stands in a figure: on one line, its middle left out where it is longer
+    than `length`: names that differ late stay different."""
+    text = printable(str(text))
+    if len(text) <= length:
+        return text
+    ends = length - 1 - (length - 1) // 2
+    return f"{text[:ends]}\u2026{text[ends + 1 - length :]}"
+
+
+def matrix_page(class_names: Sequence[str], rows: int, columns: int) -> tuple[float, float]:
+    """Inches, width and height, of a grid of (C, C) matrices in which every cell can be read; the
+    names stand at the left of the grid, and slanted below each column."""
+    side = max(1.7, 0.27 * len(class_names))
+    reach = 0.07 * max(len(label(name)) for name in class_names)
+    return columns * (side + 0.5 * reach) + reach + 1.8, rows * (side + 0.2) + 0.7 * reach + 0.9
+
+
 def draw_matrix(
     axes: Axes,
     matrix: np.ndarray | None,
     class_names: Sequence[str],
     colors: ScalarMappable,
-    font_size: float = 9.0,
+    missing: str = "no matrix this round",
 ) -> None:
-    """A (C, C) matrix with its values written in the cells; NaN cells stay blank with a dash."""
+    """A (C, C) matrix with its values written in the cells; NaN cells stay blank with a dash.
+    Without a matrix, an empty panel that says `missing`."""
     ticks = np.arange(len(class_names))
-    axes.set_xticks(ticks, class_names, rotation=35, ha="right", rotation_mode="anchor")
-    axes.set_yticks(ticks, class_names)
+    names = [label(name) for name in class_names]
+    axes.set_xticks(ticks, names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(ticks, names)
     axes.set(xlim=(-0.5, len(ticks) - 0.5), ylim=(len(ticks) - 0.5, -0.5), box_aspect=1)
     if matrix is None:
         center = (len(ticks) - 1) / 2
-        axes.text(center, center, "no matrix this round", ha="center", va="center", color="0.4")
+        axes.text(center, center, missing, ha="center", va="center", color=GREY)
         return
     axes.imshow(matrix, cmap=colors.get_cmap(), norm=colors.norm, aspect="auto")
+    size = 7 if len(ticks) <= 7 else 5.5
     for (row, column), value in np.ndenumerate(matrix):
         ink = "white" if value > 0.55 * colors.norm.vmax else "black"
         cell = "–" if np.isnan(value) else f"{value:.2f}"
-        axes.text(column, row, cell, ha="center", va="center", color=ink, fontsize=font_size)
+        if len(ticks) > 7:  # narrow cells
+            cell = cell.removeprefix("0")
+        axes.text(column, row, cell, ha="center", va="center", color=ink, fontsize=size)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from utils.metrics.volumes import VolumeScores
-from utils.plots.style import COLORS, save_figure
+from utils.plots.style import COLORS, label, save_figure, styled
 
 SLICES = (0.25, 0.5, 0.75)  # where along the structures
 MARKERS = "osD^vP*X"
@@ -27,6 +27,7 @@ class VolumePicture(NamedTuple):
     spacing: tuple[float, float, float]
 
 
+@styled
 def draw_slices(
     pictures: Sequence[VolumePicture], class_names: Sequence[str], out_png: Path
 ) -> None:
@@ -36,9 +37,9 @@ def draw_slices(
     for row, picture in zip(axes, pictures, strict=True):
         for place, at in zip(row, slice_places(picture.label | picture.predicted), strict=True):
             _draw_slice(place, picture, at, len(class_names))
-        row[0].set_ylabel(picture.title, fontsize=9)
+        row[0].set_ylabel(label(picture.title, 40))
     handles = [
-        Line2D([], [], color=COLORS[at % len(COLORS)], label=name)
+        Line2D([], [], color=COLORS[at % len(COLORS)], label=label(name))
         for at, name in enumerate(class_names)
     ]
     handles += [
@@ -74,10 +75,11 @@ def _draw_slice(axes: Axes, picture: VolumePicture, at: int, structures: int) ->
             if mask.any() and not mask.all():
                 color = COLORS[(structure - 1) % len(COLORS)]
                 axes.contour(mask, [0.5], colors=[color], linestyles=style, linewidths=1.3)
-    axes.set_title(f"slice {at}", fontsize=8)
+    axes.set_title(f"slice {at}")
     axes.set(xticks=[], yticks=[])
 
 
+@styled
 def draw_scores(scores: VolumeScores, out_png: Path) -> None:
     """Dice of every volume: a column of points for each structure, its points by site."""
     sites = sorted(set(scores.sites)) if scores.sites else ["all volumes"]
@@ -93,12 +95,12 @@ def draw_scores(scores: VolumeScores, out_png: Path) -> None:
             center = at + (number - (len(sites) - 1) / 2) * width
             # Side by side in the order of the volumes, so that equal scores do not hide each other.
             spread = np.linspace(-0.35, 0.35, len(known)) * width if len(known) > 1 else 0.0
-            label = f"{site} ({len(values)})" if at == 0 else None
-            axes.plot(center + spread, known, marker, color=color, alpha=0.5, ms=4, label=label)
+            legend = f"{label(site)} ({len(values)})" if at == 0 else None
+            axes.plot(center + spread, known, marker, color=color, alpha=0.5, ms=4, label=legend)
             if len(known):
                 axes.hlines(known.mean(), center - 0.4 * width, center + 0.4 * width, color=color)
-    axes.set_xticks(range(len(scores.class_names)), scores.class_names)
+    axes.set_xticks(range(len(scores.class_names)), [label(name) for name in scores.class_names])
     axes.set(ylabel="Dice", ylim=(-0.02, 1.02))
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8, title="site (volumes)" if scores.sites else None, loc="lower right")
+    axes.legend(title="site (volumes)" if scores.sites else None, loc="lower right")
     save_figure(figure, out_png)

@@ -5,35 +5,22 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.files import atomic_write
 from utils.metrics.evaluation import Evaluation, confident_mistakes, number
-from utils.metrics.intervals import CurveBands, bootstrap_curves
+from utils.metrics.intervals import CurveBands, bootstrap_curves, wilson_interval
 from utils.metrics.numbers import calibration, operating_points
 from utils.metrics.predictions import Predictions
+from utils.plots.style import COLORS, GREY, PAGE_WIDTH, label, save_figure, styled
 
-# Okabe and Ito's colours, told apart by colour-blind readers and in grey print
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6E6E6E"
-STYLE = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "lines.linewidth": 1.2,
-    "legend.frameon": False,
-    "savefig.dpi": 200,
-    "text.parse_math": False,  # a dollar sign in a class name is a dollar sign
-}
-PAGE_WIDTH = 7.0  # inches: a page of A4 or letter within its margins
+BLUE, ORANGE = COLORS[0], COLORS[1]
 
 ImageLoader = Callable[[int], np.ndarray]
 
 
+@styled
 def draw_all(
     evaluation: Evaluation, folder: str | os.PathLike, load_image: ImageLoader | None = None
 ) -> list[Path]:
@@ -49,16 +36,18 @@ def draw_all(
         )
         for c in range(len(predictions.class_names))
     ]
-    with matplotlib.rc_context(STYLE):
-        figures = {
-            "roc": roc_figure(evaluation, bands),
-            "precision_recall": precision_recall_figure(evaluation, bands),
-            "confusion": confusion_figure(metrics.confusion, predictions.class_names),
-            "reliability": reliability_figure(predictions),
-        }
-        if load_image is not None and len(confident_mistakes(predictions)):
-            figures["mistakes"] = mistakes_figure(predictions, load_image)
-        return [_save(figure, Path(folder) / f"{name}.png") for name, figure in figures.items()]
+    figures = {
+        "roc": roc_figure(evaluation, bands),
+        "precision_recall": precision_recall_figure(evaluation, bands),
+        "confusion": confusion_figure(metrics.confusion, predictions.class_names),
+        "reliability": reliability_figure(predictions),
+    }
+    if load_image is not None and len(confident_mistakes(predictions)):
+        figures["mistakes"] = mistakes_figure(predictions, load_image)
+    paths = [Path(folder) / f"{name}.png" for name in figures]
+    for figure, path in zip(figures.values(), paths, strict=True):
+        save_figure(figure, path)
+    return paths
 
 
 def roc_figure(evaluation: Evaluation, bands: list[CurveBands]) -> Figure:
@@ -148,7 +137,7 @@ def confusion_figure(confusion: np.ndarray, class_names: list[str]) -> Figure:
             fontsize=text_size,
             color="white" if share[row, column] > 55 else "black",
         )
-    names = [clipped(name, 24) for name in class_names]
+    names = [label(name) for name in class_names]
     axes.set_xticks(range(num_classes), names, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(num_classes), names)
     axes.spines[:].set_visible(False)
@@ -168,13 +157,18 @@ def reliability_figure(predictions: Predictions) -> Figure:
     figure = Figure(figsize=(3.6, 4.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="perfectly calibrated")
-    upper.plot(
+    accuracy, images = result.accuracy[filled], result.images[filled]
+    low, high = wilson_interval(accuracy * images, images)
+    upper.errorbar(
         result.confidence[filled],
-        result.accuracy[filled],
-        "o-",
+        accuracy,
+        yerr=[accuracy - low, high - accuracy],
+        fmt="o-",
         color=BLUE,
         markersize=4,
-        label="mean of a bin",
+        elinewidth=0.8,
+        capsize=2,
+        label="mean of a bin, 95% (Wilson)",
     )
     upper.set(ylim=(0, 1.02), ylabel="share that is right")
     upper.set_title(
@@ -205,11 +199,11 @@ def mistakes_figure(predictions: Predictions, load_image: ImageLoader) -> Figure
         axes.imshow(picture, cmap="gray", vmin=0, vmax=255)
         probabilities = predictions.probabilities[index]
         true, predicted = predictions.labels[index], probabilities.argmax()
-        caption = [clipped(str(predictions.names[index]), 28)]
+        caption = [label(str(predictions.names[index]), 28)]
         if predictions.groups is not None:
-            caption.append(clipped(f"{predictions.group_column} {predictions.groups[index]}", 28))
-        caption.append(f"true: {clipped(names[true], 18)} ({probabilities[true]:.2f})")
-        caption.append(f"said: {clipped(names[predicted], 18)} ({probabilities[predicted]:.2f})")
+            caption.append(label(f"{predictions.group_column} {predictions.groups[index]}", 28))
+        caption.append(f"true: {label(names[true], 18)} ({probabilities[true]:.2f})")
+        caption.append(f"said: {label(names[predicted], 18)} ({probabilities[predicted]:.2f})")
         axes.set_title("\n".join(caption), fontsize=7)
     return figure
 
@@ -232,7 +226,7 @@ def _panels(count: int, x_label: str, y_label: str) -> tuple[Figure, list[Axes]]
 
 
 def _title(axes: Axes, evaluation: Evaluation, index: int, line: str) -> None:
-    name = evaluation.predictions.class_names[index]
+    name = label(evaluation.predictions.class_names[index], 60)
     images = f"{evaluation.metrics.images[index]} images"
     axes.set_title(f"{textwrap.fill(f'{name}, {images}', 34)}\n{line}")
 
@@ -243,8 +237,8 @@ def _say_undefined(axes: Axes) -> None:
 
 def _band_look(predictions: Predictions) -> dict:
     drawn = "images" if predictions.groups is None else predictions.group_noun
-    label = f"95% band, pointwise, from drawing {drawn}"
-    return {"color": BLUE, "alpha": 0.22, "linewidth": 0, "label": label}
+    legend = f"95% band, pointwise, from drawing {drawn}"
+    return {"color": BLUE, "alpha": 0.22, "linewidth": 0, "label": legend}
 
 
 def _threshold_look() -> dict:
@@ -260,22 +254,11 @@ def _threshold_look() -> dict:
 def _shared_legend(figure: Figure, panels: list[Axes]) -> None:
     entries = {}
     for axes in panels:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
+        for handle, legend in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(legend, handle)
     if entries:
         figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=2)
 
 
 def _short(value: float) -> str:
     return "NA" if np.isnan(value) else f"{value:.3f}"
-
-
-def clipped(text: str, length: int) -> str:
-    """`text`, or its first characters and an ellipsis where it is longer than `length`."""
-    return text if len(text) <= length else text[: length - 1] + "\u2026"
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", metadata={"Software": None})
-    return path

@@ -29,6 +29,7 @@ from utils.report.figures import ImageLoader, draw_all
 from utils.report.volumes import SCORES_FILE, rebuild_volume_report
 from utils.schema import Check, anything, choice, mapping, record, text
 from utils.table_files import to_markdown
+from utils.text import markdown_text
 
 REFERENCE = "CLAIM 2024 update, doi:10.1148/ryai.240300"
 TO_BE_FILLED = "to be filled in by the author"
@@ -166,7 +167,7 @@ def _report(folder: Path, evaluation: Evaluation, with_sweep: bool, facts: dict[
     tables = evaluation_tables(evaluation, with_sweep)
     answers = _claim_answers(evaluation, facts, run_args, environment, folder)
     parts = [
-        f"# Evaluation of {folder.resolve().name}",
+        f"# Evaluation of {markdown_text(folder.resolve().name)}",
         _summary(evaluation),
         "## Tables",
         *(
@@ -232,8 +233,11 @@ def _model_card(evaluation: Evaluation, facts: dict[str, str]) -> str:
         "- **Intended use**: research on federated semi-supervised learning. Not for clinical use, "
         "not a medical device, not for decisions about patients.",
         f"- **Task**: one of {len(predictions.class_names)} classes for an image: "
-        f"{', '.join(predictions.class_names)}.",
-        *(f"- **{name[:1].upper()}{name[1:]}**: {value}" for name, value in facts.items()),
+        f"{markdown_text(', '.join(predictions.class_names))}.",
+        *(
+            f"- **{name[:1].upper()}{name[1:]}**: {markdown_text(value)}"
+            for name, value in facts.items()
+        ),
         f"- **Test data**: {_sample_words(predictions)}; counts per class in the first table.",
         f"- **Threshold**: {evaluation.threshold_rule}.",
     ]
@@ -264,7 +268,8 @@ def _limits(evaluation: Evaluation) -> list[str]:
         if np.isnan(low)
     ]
     if uncertain:
-        limits.append(f"no interval could be given for {', '.join(uncertain)}.")
+        names = markdown_text(", ".join(uncertain))
+        limits.append(f"no interval could be given for {names}.")
     return limits
 
 

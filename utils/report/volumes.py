@@ -15,6 +15,7 @@ from utils.metrics.volumes import VOLUME_METRICS, VolumeScores, bootstrap_means
 from utils.plots.runs import rebuild_figures
 from utils.plots.volumes import VolumePicture, draw_scores, draw_slices
 from utils.table_files import to_markdown
+from utils.text import markdown_text
 
 SCORES_FILE, FACTS_FILE = "scores_test.csv", "evaluation.json"
 COLUMNS = ("VolumeID", "PatientID", "site", "structure", *VOLUME_METRICS)
@@ -175,11 +176,12 @@ def _page(
     folder: Path, scores: VolumeScores, tables: Mapping[str, Table], facts: Mapping[str, str]
 ) -> str:
     low, high = bootstrap_means(scores.values["dice"], scores.groups)
+    names = markdown_text(", ".join(scores.class_names))
     figures = [path.stem for path in sorted((folder / "figures").glob("*.png"))]
     parts = [
-        f"# Segmentation by {folder.resolve().name}",
+        f"# Segmentation by {markdown_text(folder.resolve().name)}",
         f"On {len(scores.names)} test volumes the mean Dice is {number(scores.macro('dice'))} (95% "
-        f"interval {interval(low[-1], high[-1])}), over {', '.join(scores.class_names)}; the 95% "
+        f"interval {interval(low[-1], high[-1])}), over {names}; the 95% "
         f"Hausdorff distance is {number(scores.macro('hd95'))} mm.",
         "## Tables",
         *(
@@ -203,11 +205,15 @@ def _page(
 def _card(scores: VolumeScores, facts: Mapping[str, str]) -> str:
     people = "patients unknown" if scores.groups is None else f"{len(set(scores.groups))} patients"
     sites = "sites unknown" if scores.sites is None else f"{len(set(scores.sites))} sites"
+    names = markdown_text(", ".join(scores.class_names))
     lines = [
         "- **Intended use**: research on federated semi-supervised learning. Not for clinical use, "
         "not a medical device, not for decisions about patients.",
-        f"- **Task**: the class of every voxel: background, {', '.join(scores.class_names)}.",
-        *(f"- **{name[:1].upper()}{name[1:]}**: {value}" for name, value in facts.items()),
+        f"- **Task**: the class of every voxel: background, {names}.",
+        *(
+            f"- **{name[:1].upper()}{name[1:]}**: {markdown_text(value)}"
+            for name, value in facts.items()
+        ),
         f"- **Test data**: {len(scores.names)} volumes, {people}, {sites}.",
         "- **Limit**: the numbers hold for the population, scanners and labels of this test set "
         "alone; no other hospital's data was looked at here.",
