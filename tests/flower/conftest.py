@@ -41,10 +41,11 @@ class Result(NamedTuple):
         return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
 
     def log(self) -> list[str]:
-        """The lines from the first round on, without their times, up to what names folders."""
+        """The lines from the first round on up to what names folders, without times and memory."""
         text = (self.folder / "log.txt").read_text()
         lines = text[text.index("Begin:") : text.rindex("done:")].splitlines()
-        return [re.sub(r"^\[[\d:.]+\] ", "", line) for line in lines]
+        said = [re.sub(r"^\[[\d:.]+\] ", "", line) for line in lines]
+        return [line for line in said if not re.match("# (round|peak of main memory)", line)]
 
 
 def assert_same(left: Result, right: Result) -> None:
