@@ -219,6 +219,7 @@ FREE_ON_RESUME = {
     "gpu",
     "cache",
     "cache_dir",
+    "follow_links",
     "compile",
     "precision",
     "client_state",
@@ -360,6 +361,11 @@ def _data(parser: argparse.ArgumentParser) -> None:
         choices=(0, 1, 2),
         default=[],
         help="axes along which patches are mirrored, half of them; default none",
+    )
+    group.add_argument(
+        "--follow_links",
+        action="store_true",
+        help="read images to which symbolic links lead out of --root_path",
     )
     group.add_argument(
         "--cache",

@@ -69,6 +69,7 @@ LABELLED_ONLY = (
     "sweep",
     "cache_dir",
     "allow_overlap",
+    "follow_links",
 )
 UNLABELLED_ONLY = ("window", "size", "workers", "unlike", "gradcam")
 IMAGES_ONLY = (*LABELLED_ONLY, *UNLABELLED_ONLY, "root_path", "medmnist", "dicom", "image_size")
@@ -180,6 +181,7 @@ def load_images(
             "auto",
             cache_dir,
             print,
+            bool(args.follow_links),
         )
         for name, path in files.items()
         if path is not None
@@ -343,6 +345,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=None,
         help="also the released program's thresholds, tried on the test set itself: optimistic",
+    )
+    add(
+        "--follow_links",
+        action="store_true",
+        default=None,
+        help="read images to which symbolic links lead out of --root_path",
     )
     add(
         "--allow_overlap",

@@ -41,6 +41,7 @@ class CsvText:
     path: Path
     header: list[str]
     text: str
+    separator: str = ","
 
     def lines(self) -> list[str]:
         """Every line as written, without its end: line n is `lines()[n - 1]`."""
@@ -53,7 +54,7 @@ class CsvText:
         the header, a broken quote, a huge cell, and a file without rows.
         """
         rows, line_numbers = [], []
-        for line_number, row in _records(self.path, self.lines()[1:], first_line=2):
+        for line_number, row in _records(self.path, self.lines()[1:], 2, self.separator):
             if len(row) != len(self.header):
                 raise UserError(
                     f"{self.path} line {line_number}: {len(row)} cells where the header has "
@@ -68,20 +69,23 @@ class CsvText:
 
 
 def read_csv_text(path: str | Path) -> CsvText:
-    """Read a comma-separated UTF-8 file (with or without BOM; any line ends).
+    """Read a UTF-8 file (with or without BOM; any line ends) separated by commas, semicolons or
+    tabs.
 
     Raises `UserError` where the file is missing, empty, binary, not UTF-8 or separated by
-    something else than commas.
+    something else.
     """
     path = Path(path)
     text = _decode(path, _read_bytes(path))
     if not text.strip():
         raise UserError(f"{path}: the file is empty; give a CSV with a header and a row per image")
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    header = [cell.strip() for cell in _parse_header(path, text.split("\n", 1)[0])]
-    if len(header) == 1:
-        _refuse_other_separator(path, header[0])
-    return CsvText(path, header, text)
+    first = text.split("\n", 1)[0]
+    separator = separator_of(first)
+    header = [cell.strip() for cell in _parse_header(path, first, separator)]
+    if len(header) == 1 and "|" in first:
+        raise UserError(f"{path} line 1: separated by bars; save it separated by commas")
+    return CsvText(path, header, text, separator)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -118,15 +122,17 @@ def _line_at(content: bytes, position: int) -> int:
     return content.count(b"\n", 0, position) + 1
 
 
-def _parse_header(path: Path, line: str) -> list[str]:
+def _parse_header(path: Path, line: str, separator: str) -> list[str]:
     if not line.strip():
         raise UserError(f"{path} line 1: blank; the first line must name the columns")
-    return next(_records(path, [line]))[1]
+    return next(_records(path, [line], 1, separator))[1]
 
 
-def _records(path: Path, lines: list[str], first_line: int = 1) -> Iterator[tuple[int, list[str]]]:
+def _records(
+    path: Path, lines: list[str], first_line: int, separator: str
+) -> Iterator[tuple[int, list[str]]]:
     """(line number, cells) of every line that is not blank."""
-    reader = csv.reader(lines, strict=True)
+    reader = csv.reader(lines, strict=True, delimiter=separator)
     line_number = first_line
     try:
         for row in reader:
@@ -139,10 +145,10 @@ def _records(path: Path, lines: list[str], first_line: int = 1) -> Iterator[tupl
         raise UserError(f"{path} line {line_number}: {error}; mend this line's quotes") from None
 
 
-def _refuse_other_separator(path: Path, header: str) -> None:
-    for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
-        if separator in header:
-            raise UserError(f"{path} line 1: separated by {name}; save it separated by commas")
+def separator_of(header: str) -> str:
+    """What separates the cells of a file with this first line: a comma, a semicolon (Excel, where
+    the comma is the decimal point) or a tab (Dataverse)."""
+    return max(",;\t", key=header.count)
 
 
 IMAGE_COLUMNS = ("ImageID", "ID", "image", "image_id")

@@ -12,10 +12,11 @@ import torch
 
 from dataloaders.augment import Augmentation, apply_views, draw_views, normalize
 from dataloaders.dicom import TRIPLE
+from dataloaders.image_files import resolve_images
 from dataloaders.overlap import digest
 from dataloaders.pixels import copied_ahead, load_pixels
 from dataloaders.preparation import read_preparation
-from dataloaders.table import ImageTable, resolve_images
+from dataloaders.table import ImageTable
 from utils.workers import available_cores, cancelling_pool
 
 DEVICE_SHARE = 0.4  # of a GPU's free memory that "auto" gives to images
@@ -182,9 +183,11 @@ def load_dataset(
     cache: str,
     cache_dir: Path,
     say: Callable[[str], None],
+    follow_links: bool = False,
 ) -> ImageDataset:
-    """The images of a label file as an `ImageDataset`; `UserError` names what cannot be used."""
-    paths = resolve_images(table, root_path)
+    """The images of a label file as an `ImageDataset`; `UserError` names what cannot be used.
+    `follow_links` is as in `resolve_images`."""
+    paths = resolve_images(table, root_path, follow_links)
 
     def describe(i: int) -> str:
         return f"{table.source} line {table.line_numbers[i]}: {table.names[i]}"

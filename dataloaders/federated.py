@@ -18,6 +18,7 @@ from PIL import Image
 
 from dataloaders.columns import quoted
 from dataloaders.dataset import ImageDataset, load_dataset
+from dataloaders.image_files import resolve_images
 from dataloaders.likeness import describe_pictures
 from dataloaders.medmnist import load_medmnist
 from dataloaders.overlap import Listed, compare_all, members_of
@@ -38,7 +39,7 @@ from dataloaders.split import (
     load_split,
     missing_class_warnings,
 )
-from dataloaders.table import ImageTable, read_table, resolve_images
+from dataloaders.table import ImageTable, read_table
 from utils.errors import UserError
 from utils.tensors import derive_seed
 
@@ -96,7 +97,13 @@ def load_federated_data(args: Namespace, say: Callable[[str], None]) -> Federate
     for name, table in tables.items():
         if name not in datasets:
             datasets[name] = load_dataset(
-                table, args.root_path, args.image_size, args.cache, args.cache_dir, say
+                table,
+                args.root_path,
+                args.image_size,
+                args.cache,
+                args.cache_dir,
+                say,
+                args.follow_links,
             )
     image_size = datasets["test"].image_size
     if image_size < SMALLEST_IMAGE:
@@ -206,8 +213,8 @@ def dry_run(args: Namespace) -> Rehearsal:
         channels = 3
         images = sum(map(len, tables.values()))
         needed = {args.cache_dir: images * args.image_size**2 * channels}
-        report = check_data(tables, args.root_path, needed)
-        first = resolve_images(tables["train"], args.root_path)[0]
+        report = check_data(tables, args.root_path, needed, args.follow_links)
+        first = resolve_images(tables["train"], args.root_path, args.follow_links)[0]
         size = args.image_size or read_header(first).size[0]
     train = tables["train"]
     dealt = deal_clients(args, train)
@@ -236,6 +243,7 @@ def check_data(
     tables: Mapping[str, ImageTable],
     root_path: str | Path,
     needed_bytes: Mapping[Path, int] | None = None,
+    follow_links: bool = False,
 ) -> list[str]:
     """Check the tables of a run ("train", "val", "test", ...) and return lines to print.
 
@@ -245,7 +253,7 @@ def check_data(
     is too small. What is only questionable (shared patients or images, mixed sizes) is stated.
     """
     refuse_different_classes(tables)
-    paths = {name: resolve_images(table, root_path) for name, table in tables.items()}
+    paths = {name: resolve_images(table, root_path, follow_links) for name, table in tables.items()}
     class_names = next(iter(tables.values())).class_names
     lines = [
         f"{name}: {len(table)} images of {table.source}, {table.dropped} rows left out"

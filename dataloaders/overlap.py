@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from dataloaders.image_files import image_key
 from utils.files import write_text
 from utils.json_files import read_json
 from utils.schema import choice, mapping, nothing_or, record, sequence, text
 
 SEEN_FILE = "seen.json"
 _FORMAT = 1
-_IMAGE_SUFFIX = re.compile(r"\.(png|jpe?g|bmp|tiff?|gif|webp|dcm|nii(\.gz)?)$", re.IGNORECASE)
 _WHOLE_FLOAT = re.compile(r"(\d+)\.0+")
 
 
@@ -102,7 +102,7 @@ def members(data: DataSet) -> Members:
     """
     groups = data.groups
     return Members(
-        _digests(_plain_name(name) for name in data.names),
+        _digests(image_key(name) for name in data.names),
         data.digests(),
         None if groups is None else _digests(plain_group(group) for group in groups),
         "lesions" if "lesion" in data.group_column.lower() else "patients",
@@ -190,10 +190,6 @@ def overlaps_with_run(folder: Path, tested: DataSet) -> list[Overlap]:
     return [
         compare(name, Members(**digests), "test", found) for name, digests in seen["sets"].items()
     ]
-
-
-def _plain_name(name: str) -> str:
-    return _IMAGE_SUFFIX.sub("", unicodedata.normalize("NFC", name))
 
 
 def _digests(values: Iterable[str]) -> list[str]:

@@ -14,7 +14,7 @@ from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from utils.errors import UserError
@@ -154,6 +154,11 @@ def open_image(source: Path | str | IO[bytes]) -> Image.Image:
     return Image.open(source, formats=IMAGE_FORMATS)
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says: cameras store what their sensor saw."""
+    return ImageOps.exif_transpose(image)
+
+
 def read_header(path: Path) -> ImageHeader:
     """The header of an image that can be trained on; `ValueError` with a reason for any other."""
     try:
@@ -185,7 +190,7 @@ def decode_image(path: Path, image_size: int, grey: bool) -> np.ndarray:
     """One file as uint8 (S, S, C); `ValueError` with a reason when its bytes are damaged."""
     try:
         with open_image(path) as image:
-            picture = image.convert("L" if grey else "RGB")
+            picture = upright(image).convert("L" if grey else "RGB")
     except Exception as error:  # PIL's decoders raise many kinds on damaged bytes
         raise ValueError(f"damaged image ({_reason(error)})") from error
     if image_size:

@@ -1,7 +1,5 @@
 """The CSV of images: which image belongs to which class, patient, site and client."""
 
-import contextlib
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,14 +20,10 @@ from options import LABEL_UNCERTAINTY, MULTI_LABEL
 from utils.errors import UserError
 
 UNCERTAIN_CLASS = "uncertain"
-# Tried in this order for a name that is no file as it stands.
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
-_LABEL = re.compile(r"(-1|[01])(\.0*)?")
+_LABEL = re.compile(r"(-1|[01])([.,]0*)?")
 _NOT_A_LABEL = -2
 _CLIENT = re.compile(r"([0-9]{1,6})(\.0*)?", re.ASCII)
-_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
-_PARENT = re.compile(r"(^|[\\/])\.\.([\\/]|$)")
 
 
 @dataclass(frozen=True)
@@ -242,113 +236,6 @@ def _client_ids(
             )
         numbers[cell] = int(match[1])
     return np.array([numbers[cell] for cell in cells[column]], dtype=np.int64)
-
-
-def resolve_images(table: ImageTable, root_path: str | Path) -> list[Path]:
-    """The image files of `table` under the folder `root_path`, in the table's order.
-
-    A name may hold folders ("part_1/a.png") and may lack its suffix: then .png, .jpg and .jpeg are
-    tried in that order. Raises `UserError` for a name that leads out of `root_path` (absolute,
-    "..", through a symbolic link), for a file that two rows name, and for missing images.
-    """
-    root = Path(root_path)
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder of images; check --root_path")
-    folders: dict[str, dict[str, os.DirEntry]] = {}
-    rows_by_file: dict[str, int] = {}
-    missing = []
-    for row, name in enumerate(table.names):
-        folder, _, file_name = _relative_name(table, row).rpartition("/")
-        if folder not in folders:
-            folders[folder] = _list_folder(table, row, root, folder)
-        entry = _find_file(folders[folder], file_name)
-        if entry is None:
-            missing.append(row)
-            continue
-        if entry.is_symlink():
-            _refuse_outside(table, row, entry.path, root)
-        first_row = rows_by_file.setdefault(entry.path, row)
-        if first_row != row:
-            raise UserError(
-                f"{_where(table, row)}: image {quoted(name)} is the same file as in line "
-                f"{table.line_numbers[first_row]}; keep one row per image"
-            )
-    if missing:
-        raise _missing_error(table, root, missing)
-    return list(map(Path, rows_by_file))
-
-
-def _where(table: ImageTable, row: int) -> str:
-    return f"{table.source} line {table.line_numbers[row]}"
-
-
-def _relative_name(table: ImageTable, row: int) -> str:
-    """The row's image name without empty and "." parts, if it cannot lead out of its folder."""
-    name = table.names[row]
-    if name[0] in "/\\" or _DRIVE.match(name) or (".." in name and _PARENT.search(name)):
-        raise UserError(
-            f"{_where(table, row)}: image {quoted(name)} leads out of --root_path; "
-            "write names relative to that folder"
-        )
-    if "//" in name or "./" in name:
-        return "/".join(part for part in name.split("/") if part not in ("", "."))
-    return name
-
-
-def _list_folder(table: ImageTable, row: int, root: Path, folder: str) -> dict[str, os.DirEntry]:
-    """The entries of one folder by name; one scan is far cheaper than asking for each image."""
-    path = os.path.join(root, folder)
-    _refuse_outside(table, row, path, root)
-    try:
-        with os.scandir(path) as entries:
-            return {entry.name: entry for entry in entries}
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{_where(table, row)}: folder {quoted(path)} cannot be read ({error})"
-        ) from None
-
-
-def _find_file(entries: dict[str, os.DirEntry], name: str) -> os.DirEntry | None:
-    for suffix in ("", *IMAGE_SUFFIXES):
-        entry = entries.get(name + suffix)
-        with contextlib.suppress(OSError):  # a symbolic link that leads to itself is no file
-            if entry is not None and entry.is_file():
-                return entry
-    return None
-
-
-def _refuse_outside(table: ImageTable, row: int, path: str, root: Path) -> None:
-    real_root = os.path.realpath(root)
-    if os.path.commonpath([os.path.realpath(path), real_root]) != real_root:
-        raise UserError(
-            f"{_where(table, row)}: image {quoted(table.names[row])} leads out of --root_path "
-            "through a symbolic link; copy the file or choose another --root_path"
-        )
-
-
-def _missing_error(table: ImageTable, root: Path, missing: list[int]) -> UserError:
-    name = table.names[missing[0]]
-    others = f" ({len(missing) - 1} more of {len(table)} are missing)" if missing[1:] else ""
-    return UserError(
-        f"{_where(table, missing[0])}: image {quoted(name)} is not under {root}{others}; "
-        f"{_missing_remedy(name, root)}"
-    )
-
-
-def _missing_remedy(name: str, root: Path) -> str:
-    if "\\" in name:
-        return "write folders with /, not \\"
-    with contextlib.suppress(OSError), os.scandir(root) as entries:
-        for entry in entries:
-            if os.path.isfile(os.path.join(entry.path, name)):
-                return f"give --root_path {entry.path}"
-    for suffix in IMAGE_SUFFIXES:
-        found = os.path.splitext(name)[0] + suffix
-        if os.path.isfile(os.path.join(root, found)):
-            return f"there is {quoted(found)}; write that, or names without suffix"
-    return "check --root_path, or delete the row"
 
 
 def read_unlabeled_table(path: str | Path, class_names: Sequence[str]) -> ImageTable:

@@ -22,8 +22,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dataloaders.federated import deal_clients, load_tables
+from dataloaders.image_files import resolve_images
 from dataloaders.phantom.embedded import place_embedded_data
-from dataloaders.table import ImageTable, resolve_images
+from dataloaders.table import ImageTable
 from deploy.credentials import make_credentials, make_node_key
 from deploy.offline import offline_environment
 from federation import clients_taking_part

@@ -22,10 +22,11 @@ from dataloaders.dicom import (
     resize_picture,
     window_picture,
 )
+from dataloaders.image_files import resolve_images
 from dataloaders.nifti import read_nifti, volume_name
 from dataloaders.pixels import decode_image, read_header
 from dataloaders.prepare.conversion import Rejected
-from dataloaders.table import read_unlabeled_table, resolve_images
+from dataloaders.table import read_unlabeled_table
 from utils.errors import UserError
 
 TO_KNOW_SCANS = (

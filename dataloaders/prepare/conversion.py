@@ -20,6 +20,7 @@ import PIL
 import pydicom
 from tqdm import tqdm
 
+from dataloaders.image_files import image_key
 from utils.errors import UserError
 from utils.files import FolderLock, atomic_write, sweep_temporary_files, write_text
 from utils.json_files import read_json
@@ -281,15 +282,15 @@ def prepare_labelled(
 
 
 def find_files(folder: Path, suffixes: tuple[str, ...], flag: str) -> dict[str, Source]:
-    """The files directly in `folder` with one of `suffixes` (lower case), by name without it.
+    """The files directly in `folder` with one of `suffixes` (lower case), by their `image_key`.
 
     Raises `UserError`, naming `flag`, where there are none.
     """
     try:
         with os.scandir(folder) as entries:
             files = {
-                Path(entry.name).stem: Source(
-                    Path(entry.name).stem, entry.path, entry.stat().st_size
+                image_key(entry.name): Source(
+                    image_key(entry.name), entry.path, entry.stat().st_size
                 )
                 for entry in entries
                 if entry.name.lower().endswith(suffixes) and entry.is_file()

@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from dataloaders.columns import separator_of
 from dataloaders.dicom import resize_picture
-from dataloaders.pixels import open_image
+from dataloaders.image_files import image_key
+from dataloaders.pixels import open_image, upright
 from dataloaders.prepare.conversion import Conversion, Options, find_files, prepare_labelled
 from utils.errors import UserError
 
@@ -73,7 +75,7 @@ def convert_photograph(path: str, size: int) -> tuple[np.ndarray, tuple[()]]:
             with open_image(path) as photograph:
                 if photograph.width * photograph.height > MAX_PIXELS:
                     raise ValueError(f"more than {MAX_PIXELS:,} pixels")
-                return resize_picture(photograph.convert("RGB"), size), ()
+                return resize_picture(upright(photograph).convert("RGB"), size), ()
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"damaged or no photograph ({type(error).__name__})") from None
 
@@ -109,7 +111,9 @@ def read_isic_labels(labels: Path, metadata: Path | None) -> pd.DataFrame:
 def _read_table(path: Path, flag: str) -> pd.DataFrame:
     """The CSV as strings, indexed by its image column, without rows that repeat another."""
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        with open(path, encoding="utf-8-sig") as file:
+            separator = separator_of(file.readline())
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, sep=separator)
     except OSError as error:
         raise UserError(f"{flag} {path}: {error.strerror}") from None
     except ValueError as error:
@@ -119,6 +123,7 @@ def _read_table(path: Path, flag: str) -> pd.DataFrame:
         raise UserError(f"{flag} {path} has no column image or image_id")
     if table.empty:
         raise UserError(f"{flag} {path} has no rows below its header")
+    table[key] = table[key].map(image_key)
     table = table.drop_duplicates().set_index(key)
     table.index.name = "ImageID"
     if not table.index.is_unique:

@@ -9,7 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from dataloaders.columns import find_special_columns, quoted, read_csv_text
 from dataloaders.dicom import REPAIRED_INTERCEPT, Preprocessing, UnreadableDicom, read_picture
+from dataloaders.image_files import image_key
 from dataloaders.prepare.conversion import NOTE, Conversion, Options, find_files, prepare_labelled
 from utils.errors import UserError
 
@@ -43,14 +45,16 @@ class _Rows(NamedTuple):
 
 def read_rsna_labels(path: str | os.PathLike) -> RsnaLabels:
     """Read stage_1_train.csv or stage_2_train.csv: columns ID and Label, one row per
-    `ID_<hex>_<subtype>`.
+    `ID_<hex>_<subtype>`; or a wide file of one row per image, with a column for each subtype and
+    perhaps `any`.
 
     Rows that repeat an earlier one are dropped. Raises `UserError`, naming the line or the image,
     for rows that contradict each other, missing subtypes, labels other than 0 and 1, unknown
     subtypes, and an `any` that is not the union of the five.
     """
     path = Path(path)
-    _check_header(path)
+    if _is_wide(path):
+        return _read_wide(path)
     parts = list(_read_rows(path))
     if not parts:
         raise UserError(f"{path} has no rows below its header")
@@ -78,21 +82,49 @@ def read_rsna_labels(path: str | os.PathLike) -> RsnaLabels:
     return RsnaLabels(table, len(cell), int((rows - 1).sum()))
 
 
-def _check_header(path: Path) -> None:
+def _is_wide(path: Path) -> bool:
+    """Whether the file has a row per image; `UserError` for what is neither kind of label file."""
     try:
-        columns = list(pd.read_csv(path, nrows=0).columns)
-    except OSError as error:
-        raise UserError(f"--labels {path}: {error.strerror}") from None
-    except ValueError:
-        raise UserError(f"--labels {path} is not a CSV file with the columns ID,Label") from None
-    if {"ID", "Label"} <= set(columns):
-        return
-    advice = "expected the challenge's long file, such as stage_2_train.csv"
-    if set(SUBTYPES) <= set(columns):
-        advice = (
-            f"one row per image needs no long-file reader: python -m dataloaders.partition {path}"
+        header = read_csv_text(path).header
+    except UserError as error:
+        raise UserError(f"--labels {error}") from None
+    if {"ID", "Label"} <= set(header):
+        return False
+    if set(SUBTYPES) <= set(header):
+        return True
+    raise UserError(
+        f"--labels {path} has no columns ID and Label: expected the challenge's long file, such as "
+        "stage_2_train.csv, or one with a column for each subtype"
+    )
+
+
+def _read_wide(path: Path) -> RsnaLabels:
+    text = read_csv_text(path)
+    cells, lines = text.columns()
+    cells = dict(zip(text.header, cells, strict=True))
+    names = [image_key(name) for name in cells[find_special_columns(text, None, None)["image"]]]
+    known = [name for name in ALL_COLUMNS if name in cells]
+    values = np.empty((len(names), len(known)), dtype=np.uint8)
+    for column, name in enumerate(known):
+        for row, cell in enumerate(cells[name]):
+            if cell not in ("0", "1", "0.0", "1.0"):
+                raise UserError(
+                    f"{path} line {lines[row]}, column {name}: {quoted(cell)} is neither 0 nor 1"
+                )
+            values[row, column] = cell[0] == "1"
+    subtypes = values[:, : len(SUBTYPES)]
+    if "any" in known and (wrong := values[:, -1] != subtypes.any(axis=1)).any():
+        raise UserError(
+            f"{path} line {lines[int(wrong.argmax())]}: any does not agree with the five subtypes"
         )
-    raise UserError(f"--labels {path} has no columns ID and Label: {advice}")
+    table = pd.DataFrame(
+        subtypes, index=pd.Index(names, name="ImageID", dtype=str), columns=list(SUBTYPES)
+    )
+    repeated = table.index[table.index.duplicated()]
+    distinct = table[~table.reset_index().duplicated().to_numpy()]
+    if not distinct.index.is_unique:
+        raise UserError(f"{path}: {repeated[0]} has two rows that contradict each other")
+    return RsnaLabels(distinct, len(names), len(names) - len(distinct))
 
 
 def _read_rows(path: Path) -> Iterator[_Rows]:
@@ -135,7 +167,10 @@ def _parse_rows(path: Path, chunk: pd.DataFrame) -> _Rows:
             f"{path} line {chunk.index[at] + 2}: Label {str(chunk['Label'].iloc[at])!r} is neither "
             "0 nor 1"
         )
-    return _Rows(np.char.decode(names.astype("S")).astype(object), image, column, label == 1)
+    decoded = np.char.decode(names.astype("S")).astype(object)
+    if any("." in name for name in decoded):  # ids with their files' suffix
+        decoded = np.array([image_key(name) for name in decoded], dtype=object)
+    return _Rows(decoded, image, column, label == 1)
 
 
 def _refuse(path: Path, names: np.ndarray, wrong: np.ndarray, what: str) -> None:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from dataloaders.pixels import decode_image
 from dataloaders.prepare.isic import CLASSES, convert_photograph, read_isic_labels
 from tests.helpers.prepare_command import one_line_error, prepare
 from utils.errors import UserError
@@ -56,6 +57,37 @@ def test_isic_from_the_metadata(clinic):
     assert picture.shape == (32, 32, 3)
     assert np.abs(picture.astype(int) - (200, 101, 50)).max() <= 2
     assert "male" not in (clinic / "out" / "labels.csv").read_text()
+
+
+def test_ids_with_suffix_tabs_and_capital_suffixes(clinic):
+    """HAM10000_metadata.tab, ids as somebody's script wrote them, files as a camera named them."""
+    text = (clinic / "metadata.csv").read_text()
+    for image in DIAGNOSES:
+        text = text.replace(f"{image},", f"{image}.jpg,")
+    (clinic / "metadata.tab").write_text(text.replace(",", "\t"))
+    (clinic / "semicolons.csv").write_text(text.replace(",", ";"))
+    (clinic / "part_1" / "ISIC_1.jpg").rename(clinic / "part_1" / "ISIC_1.JPG")
+    done = isic(clinic, "metadata.tab")
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(clinic / "out" / "labels.csv")
+    assert list(table["ImageID"]) == [f"{image}.png" for image in DIAGNOSES]
+    for name in ("metadata.tab", "semicolons.csv"):
+        pd.testing.assert_frame_equal(
+            read_isic_labels(clinic / name, None), read_isic_labels(clinic / "metadata.csv", None)
+        )
+
+
+def test_a_photograph_is_turned_as_its_camera_says(tmp_path):
+    stored = np.zeros((40, 60, 3), np.uint8)
+    stored[:, :30] = 255  # its left half; the camera lay on its side
+    image = Image.fromarray(stored)
+    exif = image.getexif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise: the left is above then
+    image.save(tmp_path / "a.jpg", exif=exif, quality=100)
+    picture, _ = convert_photograph(str(tmp_path / "a.jpg"), 32)
+    assert picture[:12].min() > 200 and picture[20:].max() < 60
+    pixels = decode_image(tmp_path / "a.jpg", 32, grey=True)
+    assert pixels[:12].min() > 200 and pixels[20:].max() < 60
 
 
 def test_isic_from_the_ground_truth_with_and_without_lesions(clinic):

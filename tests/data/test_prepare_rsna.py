@@ -108,6 +108,25 @@ def test_labels_and_pictures_of_the_good_files(hospital, prepared):
         np.testing.assert_array_equal(picture, read_picture(scan, "triple", 24).image)
 
 
+@pytest.mark.parametrize("with_any", [True, False])
+def test_a_wide_label_file_says_the_same(hospital, tmp_path, with_any):
+    """One row per image, ids with their suffix, and the derived column `any` where it stands."""
+    expected = read_rsna_labels(hospital / "labels.csv").table
+    wide = expected.copy()
+    if with_any:
+        wide["any"] = wide.max(axis=1)
+    wide.index = [f"{name}.dcm" for name in wide.index]
+    wide.to_csv(tmp_path / "wide.csv", index_label="ImageID")
+    found = read_rsna_labels(tmp_path / "wide.csv")
+    pd.testing.assert_frame_equal(found.table, expected)
+    assert (found.rows, found.duplicates) == (25, 0)
+    if with_any:
+        text = (tmp_path / "wide.csv").read_text().replace("0,0,0,0,0,0", "0,0,0,0,0,1", 1)
+        (tmp_path / "wrong.csv").write_text(text)
+        with pytest.raises(UserError, match="line .* any does not agree with the five"):
+            read_rsna_labels(tmp_path / "wrong.csv")
+
+
 def test_every_bad_file_has_its_reason(prepared):
     with open(prepared / "rejected.csv", newline="") as file:
         reasons = {Path(row["file"]).stem: row["reason"] for row in csv.DictReader(file)}
