@@ -117,8 +117,6 @@ def segment(model: Segmenter, args: argparse.Namespace) -> None:
         write_text(out / "model.json", json.dumps(facts_of(model), indent=2) + "\n")
         print(f"{written} volumes in {out}; for research, not for clinical use")
         return
-    if args.volumes is None:
-        raise UserError("--volumes is missing: the prepared folder of those in --csv_file_test")
     test = open_held_out(model, args.volumes, args.csv_file_test)
     report_volumes(out, [model.net], test, facts_of(model) | run_facts(args, model, test, out))
     print(f"\nreport: {out / 'REPORT.md'}")
@@ -292,7 +290,10 @@ def parse() -> argparse.Namespace:
         if getattr(args, name) is not None:
             raise UserError(f"--{name}: has no meaning with --{sources[0]}; leave it out")
     if args.csv_file_test and args.root_path is None and args.volumes is None:
-        raise UserError("--root_path is missing: the folder of the images in --csv_file_test")
+        raise UserError(
+            "--root_path is missing: the folder of the images in --csv_file_test (of volumes: "
+            "--volumes)"
+        )
     if args.threshold == YOUDEN:
         if args.csv_file_test and args.csv_file_val is None:
             raise UserError("--threshold youden: needs --csv_file_val to choose the threshold on")

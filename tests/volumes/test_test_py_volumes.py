@@ -9,7 +9,7 @@ import torch
 
 from dataloaders.nifti import read_nifti
 from dataloaders.prepare.decathlon import prepare_decathlon
-from networks.saved import model_content
+from networks.saved import build_network, model_content
 from predict.segmenter import Segmenter, load_segmenter, open_held_out, predict_volumes
 from predict.volumes import segment_set
 from tests.helpers.used_run import run_test_py
@@ -37,8 +37,6 @@ PREPARED = {
 
 def save_segmenter(path, **changes):
     """A checkpoint of random weights, whose volumes were made as `PREPARED` says."""
-    from networks.saved import build_network
-
     torch.manual_seed(0)
     net = build_network(ARCHITECTURE, CLASSES)
     torch.nn.init.normal_(net.head.weight)
@@ -181,3 +179,19 @@ def test_sources_are_never_written_over(model, tmp_path):
     (tmp_path / "only" / "b.nii").write_bytes(b"damaged")
     with pytest.raises(UserError, match="none of 1 volumes can be read, .*b.nii: cannot be read"):
         predict_volumes(model, [tmp_path / "only"], tmp_path / "out")
+
+
+def test_a_network_of_images_has_no_use_for_volumes(prepared, tmp_path):
+    described = {"network": "densenet121", "mode": "U-Ones", "drop_rate": 0.2, "attention": "none"}
+    net = build_network(described, CLASSES)
+    content = model_content(net.state_dict(), CLASSES, described, {"image_size": 32}, "paper", 1)
+    save_checkpoint(tmp_path / "epoch_1.pth", content)
+    listed = prepared / "volumes.csv"
+    flags = ["--resume", tmp_path / "epoch_1.pth", "--volumes", prepared, "--csv_file_test", listed]
+    with pytest.raises(UserError, match="--volumes: .*epoch_1.pth is a network of images"):
+        run_test_py(*flags, "--gpu", "cpu")
+    flags = ["--resume", save_segmenter(tmp_path / "epoch_3.pth"), "--csv_file_test", listed]
+    with pytest.raises(UserError, match=r"--root_path is missing: .* \(of volumes: --volumes\)"):
+        run_test_py(*flags, "--gpu", "cpu")
+    with pytest.raises(UserError, match="--root_path: has no meaning with a network of volumes"):
+        run_test_py(*flags, "--gpu", "cpu", "--root_path", prepared)
