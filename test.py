@@ -62,15 +62,8 @@ DEFAULT_GPU = "0"
 PREDICTIONS_FILE = "predictions.csv"
 SOURCES = ("csv_file_test", "medmnist", "predict", "dicom")
 # What has a meaning with labels, and what without.
-LABELLED_ONLY = (
-    "csv_file_val",
-    "multi_label",
-    "threshold",
-    "sweep",
-    "cache_dir",
-    "allow_overlap",
-    "follow_links",
-)
+LABELLED_ONLY = ("csv_file_val", "multi_label", "threshold", "sweep", "cache_dir")
+LABELLED_ONLY += ("allow_overlap", "follow_links")
 UNLABELLED_ONLY = ("window", "size", "workers", "unlike", "gradcam")
 IMAGES_ONLY = (*LABELLED_ONLY, *UNLABELLED_ONLY, "root_path", "medmnist", "dicom", "image_size")
 
@@ -82,8 +75,7 @@ def main() -> None:
     device = "auto" if args.gpu == DEFAULT_GPU else args.gpu
     segmenter = load_segmenter(args.resume, device, args.precision, print, args.class_names)
     if segmenter is not None:
-        segment(segmenter, args)
-        return
+        return segment(segmenter, args)
     if args.volumes is not None:
         raise UserError(f"--volumes: {args.resume} is a network of images; leave it out")
     given = {name: getattr(args, name) for name in HOW_TO_KNOW}
@@ -126,8 +118,7 @@ def run_facts(
     args: argparse.Namespace, model: Model | Segmenter, test: DataSet, out: Path
 ) -> dict[str, str]:
     """Of a run's checkpoint: what it was trained on; the run's history is copied to `out`."""
-    run = run_folder(args.resume)
-    if run is None:
+    if (run := run_folder(args.resume)) is None:
         return {}
     copy_history(run, out, describe_environment([net_device(model.net)]), model.content["round"])
     return describe_run(run, test, "volumes" if isinstance(model, Segmenter) else "images")
