@@ -75,7 +75,8 @@ def main() -> None:
     device = "auto" if args.gpu == DEFAULT_GPU else args.gpu
     segmenter = load_segmenter(args.resume, device, args.precision, print, args.class_names)
     if segmenter is not None:
-        return segment(segmenter, args)
+        segment(segmenter, args)
+        return
     if args.volumes is not None:
         raise UserError(f"--volumes: {args.resume} is a network of images; leave it out")
     given = {name: getattr(args, name) for name in HOW_TO_KNOW}
@@ -103,15 +104,15 @@ def segment(model: Segmenter, args: argparse.Namespace) -> None:
     for name in IMAGES_ONLY:
         if getattr(args, name) is not None:
             raise UserError(f"--{name}: has no meaning with a network of volumes; leave it out")
-    out = args.out or default_folder(args)
+    out, facts = args.out or default_folder(args), facts_of(model)
     if args.predict is not None:
         written = predict_volumes(model, args.predict, out)
-        write_text(out / "model.json", json.dumps(facts_of(model), indent=2) + "\n")
+        write_text(out / "model.json", json.dumps(facts, indent=2) + "\n")
         print(f"{written} volumes in {out}; for research, not for clinical use")
-        return
-    test = open_held_out(model, args.volumes, args.csv_file_test)
-    report_volumes(out, [model.net], test, facts_of(model) | run_facts(args, model, test, out))
-    print(f"\nreport: {out / 'REPORT.md'}")
+    else:
+        test = open_held_out(model, args.volumes, args.csv_file_test)
+        report_volumes(out, [model.net], test, facts | run_facts(args, model, test, out))
+        print(f"\nreport: {out / 'REPORT.md'}")
 
 
 def run_facts(
