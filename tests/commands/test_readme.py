@@ -259,11 +259,13 @@ def test_make_installs_the_tested_versions_into_an_environment_of_its_own(place)
     # The variables of a `make test VENV=` above would reach this make, too.
     own = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     own = {name: value for name, value in own.items() if name not in ("VENV", "PYTHON")}
-    command = ["make", "-n", "demo"]
-    planned = subprocess.run(command, cwd=place, env=own, capture_output=True, text=True)
-    assert "python3 -m venv .venv" in planned.stdout
-    install = "pip install --quiet --requirement requirements.txt --constraint constraints.txt"
-    assert install in planned.stdout
+    for target, files in (("demo", [""]), ("demo-3d", ["", "-3d"])):
+        command = ["make", "-n", target]
+        planned = subprocess.run(command, cwd=place, env=own, capture_output=True, text=True)
+        assert "python3 -m venv .venv" in planned.stdout
+        for file in files:
+            install = f"--requirement requirements{file}.txt --constraint constraints.txt"
+            assert f"pip install --quiet {install}" in planned.stdout
 
 
 def test_how_to_use_your_own_csv(readme, place):
