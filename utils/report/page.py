@@ -25,10 +25,20 @@ from utils.metrics.evaluation import (
 from utils.metrics.numbers import DEFAULT_THRESHOLD
 from utils.metrics.predictions import Predictions, read_predictions, write_predictions
 from utils.plots.runs import rebuild_figures
+from utils.report.blocks import (
+    REBUILD,
+    Heading,
+    Items,
+    TableBlock,
+    Text,
+    picture_blocks,
+    settings_block,
+    table_blocks,
+    write_page,
+)
 from utils.report.figures import ImageLoader, draw_all
 from utils.report.volumes import SCORES_FILE, rebuild_volume_report
 from utils.schema import Check, anything, choice, mapping, record, text
-from utils.table_files import to_markdown
 from utils.text import markdown_text
 
 REFERENCE = "CLAIM 2024 update, doi:10.1148/ryai.240300"
@@ -92,6 +102,7 @@ def claim_rows(answers: dict[int, str]) -> list[list[str]]:
 
 TEST_FILE, VALIDATION_FILE = "predictions_test.csv", "predictions_val.csv"
 SETTINGS_FILE = "evaluation.json"
+TOTAL_ROWS = {"per_class": 2}  # rows at the end that are means of the others
 CAPTIONS = {
     "roc": "ROC curve of each class against the rest, with the operating point of the threshold.",
     "precision_recall": "Precision against sensitivity, class by class.",
@@ -141,7 +152,7 @@ def write_report(
     if (folder / "matrices.csv").exists():
         rebuild_figures(folder)
     draw_all(evaluation, folder / "figures", load_image)
-    write_text(folder / "REPORT.md", _report(folder, evaluation, with_sweep, facts or {}))
+    _write_pages(folder, evaluation, with_sweep, facts or {})
     return evaluation
 
 
@@ -161,34 +172,30 @@ def rebuild_report(folder: str | os.PathLike) -> Evaluation:
     )
 
 
-def _report(folder: Path, evaluation: Evaluation, with_sweep: bool, facts: dict[str, str]) -> str:
+def _write_pages(
+    folder: Path, evaluation: Evaluation, with_sweep: bool, facts: dict[str, str]
+) -> None:
     run_args = _json_or_empty(folder / "args.json")
     environment = _json_or_empty(folder / "env.json")
     tables = evaluation_tables(evaluation, with_sweep)
     answers = _claim_answers(evaluation, facts, run_args, environment, folder)
-    parts = [
-        f"# Evaluation of {markdown_text(folder.resolve().name)}",
-        _summary(evaluation),
-        "## Tables",
-        *(
-            f"**{table.title}** (tables/{stem}.csv, .md, .tex)\n\n"
-            f"{to_markdown(table.header, table.rows)}"
-            for stem, table in tables.items()
-        ),
-        _notes(evaluation),
-        "## Figures",
-        *_figures(folder / "figures"),
-        "## Model card",
-        _model_card(evaluation, facts),
-        "## How it was run",
-        _settings_table("Flags (args.json)", run_args),
-        _settings_table("Environment (env.json)", environment),
-        "Rebuild this page, tables/ and figures/ without images or a GPU: "
-        "`python -m utils.report RUN_FOLDER`.",
-        f"## Checklist ({REFERENCE})",
-        to_markdown(["item", "asks for", "answer"], claim_rows(answers)),
+    blocks = [
+        Text(_summary(evaluation)),
+        Heading("Tables"),
+        *table_blocks(tables, TOTAL_ROWS),
+        Items(_notes(evaluation)),
+        Heading("Figures"),
+        *picture_blocks(folder, CAPTIONS),
+        Heading("Model card"),
+        Items(_model_card(evaluation, facts)),
+        Heading("How it was run"),
+        settings_block("Flags (args.json)", run_args),
+        settings_block("Environment (env.json)", environment),
+        Text(REBUILD),
+        Heading(f"Checklist ({REFERENCE})"),
+        TableBlock("", ["item", "asks for", "answer"], claim_rows(answers)),
     ]
-    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+    write_page(folder, f"Evaluation of {folder.resolve().name}", blocks)
 
 
 def _summary(evaluation: Evaluation) -> str:
@@ -208,42 +215,38 @@ def _sample_words(predictions: Predictions) -> str:
     return f"{images} of {np.unique(predictions.groups).size} {predictions.group_noun}"
 
 
-def _notes(evaluation: Evaluation) -> str:
+def _notes(evaluation: Evaluation) -> list[str]:
     predictions, draws = evaluation.predictions, evaluation.intervals.draws
     drawn = "images" if predictions.groups is None else predictions.group_noun
-    return f"""\
-- NA: not defined for these images (no image of the class, nothing predicted positive, a denominator
-  of zero), or no interval (a class in fewer than two effective patients, an AUROC of exactly 1).
-  "Macro" is the mean over the classes where a number is defined; the row below it counts them.
-- "One-vs-rest accuracy" at the threshold, averaged over classes, is what the published tables of
-  this method call accuracy. It counts the many true negatives and is not the top-1 accuracy.
-- Intervals: {draws} bootstrap draws of {drawn}; "draws" counts those that had the class."""
+    return [
+        "NA: not defined for these images (no image of the class, nothing predicted positive, a "
+        "denominator of zero), or no interval (a class in fewer than two effective patients, an "
+        'AUROC of exactly 1). "Macro" is the mean over the classes where a number is defined; the '
+        "row below it counts them.",
+        '"One-vs-rest accuracy" at the threshold, averaged over classes, is what the published '
+        "tables of this method call accuracy. It counts the many true negatives and is not the "
+        "top-1 accuracy.",
+        f'Intervals: {draws} bootstrap draws of {drawn}; "draws" counts those that had the class.',
+    ]
 
 
-def _figures(folder: Path) -> list[str]:
-    names = [path.stem for path in sorted(folder.glob("*.png"))]
-    ordered = [name for name in CAPTIONS if name in names]
-    ordered += [name for name in names if name not in CAPTIONS]
-    return [f"![{name}](figures/{name}.png)\n\n{CAPTIONS.get(name, name)}" for name in ordered]
-
-
-def _model_card(evaluation: Evaluation, facts: dict[str, str]) -> str:
+def _model_card(evaluation: Evaluation, facts: dict[str, str]) -> list[str]:
     predictions = evaluation.predictions
     lines = [
-        "- **Intended use**: research on federated semi-supervised learning. Not for clinical use, "
+        "**Intended use**: research on federated semi-supervised learning. Not for clinical use, "
         "not a medical device, not for decisions about patients.",
-        f"- **Task**: one of {len(predictions.class_names)} classes for an image: "
+        f"**Task**: one of {len(predictions.class_names)} classes for an image: "
         f"{markdown_text(', '.join(predictions.class_names))}.",
         *(
-            f"- **{name[:1].upper()}{name[1:]}**: {markdown_text(value)}"
+            f"**{name[:1].upper()}{name[1:]}**: {markdown_text(value)}"
             for name, value in facts.items()
         ),
-        f"- **Test data**: {_sample_words(predictions)}; counts per class in the first table.",
-        f"- **Threshold**: {evaluation.threshold_rule}.",
+        f"**Test data**: {_sample_words(predictions)}; counts per class in the first table.",
+        f"**Threshold**: {evaluation.threshold_rule}.",
     ]
     if "preprocessing" not in facts:
-        lines.append(f"- **Preprocessing**: {TO_BE_FILLED}")
-    return "\n".join([*lines, *(f"- **Limit**: {limit}" for limit in _limits(evaluation))])
+        lines.append(f"**Preprocessing**: {TO_BE_FILLED}")
+    return [*lines, *(f"**Limit**: {limit}" for limit in _limits(evaluation))]
 
 
 def _limits(evaluation: Evaluation) -> list[str]:
@@ -271,16 +274,6 @@ def _limits(evaluation: Evaluation) -> list[str]:
         names = markdown_text(", ".join(uncertain))
         limits.append(f"no interval could be given for {names}.")
     return limits
-
-
-def _settings_table(title: str, settings: dict) -> str:
-    if not settings:
-        return f"{title}: not in this folder."
-    rows = [
-        [name, value if isinstance(value, str) else json.dumps(value)]
-        for name, value in settings.items()
-    ]
-    return f"**{title}**\n\n{to_markdown(['name', 'value'], rows)}"
 
 
 def _claim_answers(

@@ -14,7 +14,16 @@ from utils.metrics.evaluation import Table, interval, number, print_tables, writ
 from utils.metrics.volumes import VOLUME_METRICS, VolumeScores, bootstrap_means
 from utils.plots.runs import rebuild_figures
 from utils.plots.volumes import VolumePicture, draw_scores, draw_slices
-from utils.table_files import to_markdown
+from utils.report.blocks import (
+    REBUILD,
+    Heading,
+    Items,
+    Text,
+    picture_blocks,
+    settings_block,
+    table_blocks,
+    write_page,
+)
 from utils.text import markdown_text
 
 SCORES_FILE, FACTS_FILE = "scores_test.csv", "evaluation.json"
@@ -161,7 +170,7 @@ def write_volume_report(
     draw_scores(scores, folder / "figures" / "dice.png")
     if pictures:
         draw_slices(pictures, scores.class_names, folder / "figures" / "slices.png")
-    write_text(folder / "REPORT.md", _page(folder, scores, tables, facts))
+    _write_pages(folder, scores, tables, facts)
     print_tables(tables)
 
 
@@ -172,65 +181,54 @@ def rebuild_volume_report(folder: Path) -> None:
     write_volume_report(folder, scores, settings.get("facts", {}))
 
 
-def _page(
+def _write_pages(
     folder: Path, scores: VolumeScores, tables: Mapping[str, Table], facts: Mapping[str, str]
-) -> str:
+) -> None:
     low, high = bootstrap_means(scores.values["dice"], scores.groups)
     names = markdown_text(", ".join(scores.class_names))
-    figures = [path.stem for path in sorted((folder / "figures").glob("*.png"))]
-    parts = [
-        f"# Segmentation by {markdown_text(folder.resolve().name)}",
-        f"On {len(scores.names)} test volumes the mean Dice is {number(scores.macro('dice'))} (95% "
-        f"interval {interval(low[-1], high[-1])}), over {names}; the 95% "
-        f"Hausdorff distance is {number(scores.macro('hd95'))} mm.",
-        "## Tables",
-        *(
-            f"**{table.title}** (tables/{stem}.csv, .md, .tex)\n\n"
-            f"{to_markdown(table.header, table.rows)}"
-            for stem, table in tables.items()
+    blocks = [
+        Text(
+            f"On {len(scores.names)} test volumes the mean Dice is {number(scores.macro('dice'))} "
+            f"(95% interval {interval(low[-1], high[-1])}), over {names}; "
+            f"the 95% Hausdorff distance is {number(scores.macro('hd95'))} mm."
         ),
-        f"{EMPTY} {SCORES_FILE} has the numbers of every volume and structure.",
-        "## Figures",
-        *(f"![{name}](figures/{name}.png)\n\n{CAPTIONS.get(name, name)}" for name in figures),
-        "## Model card",
-        _card(scores, facts),
-        "## How it was run",
-        *(_settings(folder / name) for name in ("args.json", "env.json")),
-        "Rebuild this page, tables/ and figures/ without volumes or a GPU: "
-        "`python -m utils.report RUN_FOLDER`.",
+        Heading("Tables"),
+        *table_blocks(tables, {"structures": 1}),
+        Text(f"{EMPTY} {SCORES_FILE} has the numbers of every volume and structure."),
+        Heading("Figures"),
+        *picture_blocks(folder, CAPTIONS),
+        Heading("Model card"),
+        Items(_card(scores, facts)),
+        Heading("How it was run"),
+        *(settings_block(name, _settings(folder / name)) for name in ("args.json", "env.json")),
+        Text(REBUILD),
     ]
-    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+    write_page(folder, f"Segmentation by {folder.resolve().name}", blocks)
 
 
-def _card(scores: VolumeScores, facts: Mapping[str, str]) -> str:
+def _card(scores: VolumeScores, facts: Mapping[str, str]) -> list[str]:
     people = "patients unknown" if scores.groups is None else f"{len(set(scores.groups))} patients"
-    sites = "sites unknown" if scores.sites is None else f"{len(set(scores.sites))} sites"
     names = markdown_text(", ".join(scores.class_names))
+    sites = "sites unknown" if scores.sites is None else f"{len(set(scores.sites))} sites"
     lines = [
-        "- **Intended use**: research on federated semi-supervised learning. Not for clinical use, "
+        "**Intended use**: research on federated semi-supervised learning. Not for clinical use, "
         "not a medical device, not for decisions about patients.",
-        f"- **Task**: the class of every voxel: background, {names}.",
+        f"**Task**: the class of every voxel: background, {names}.",
         *(
-            f"- **{name[:1].upper()}{name[1:]}**: {markdown_text(value)}"
+            f"**{name[:1].upper()}{name[1:]}**: {markdown_text(value)}"
             for name, value in facts.items()
         ),
-        f"- **Test data**: {len(scores.names)} volumes, {people}, {sites}.",
-        "- **Limit**: the numbers hold for the population, scanners and labels of this test set "
+        f"**Test data**: {len(scores.names)} volumes, {people}, {sites}.",
+        "**Limit**: the numbers hold for the population, scanners and labels of this test set "
         "alone; no other hospital's data was looked at here.",
     ]
     if scores.groups is None:
         lines.append(
-            "- **Limit**: without patient ids the intervals take all volumes as independent; they "
+            "**Limit**: without patient ids the intervals take all volumes as independent; they "
             "are too narrow if patients have several."
         )
-    return "\n".join(lines)
+    return lines
 
 
-def _settings(path: Path) -> str:
-    if not path.exists():
-        return f"{path.name}: not in this folder."
-    rows = [
-        [name, value if isinstance(value, str) else json.dumps(value)]
-        for name, value in read_json(path, advice="repair or remove it").items()
-    ]
-    return f"**{path.name}**\n\n{to_markdown(['name', 'value'], rows)}"
+def _settings(path: Path) -> dict:
+    return read_json(path, advice="repair or remove it") if path.exists() else {}
