@@ -962,6 +962,10 @@ def _check_task(args: argparse.Namespace) -> None:
             f"--task {args.task} --network {args.network}: volumes are segmented by unet3d, images "
             "classified by densenet121"
         )
+    if segmentation and args.engine == "sites":
+        raise UserError(
+            "--engine sites: reads images alone; volumes are trained on with --engine loop or flower"
+        )
     if args.medmnist is not None and segmentation:
         raise UserError("--medmnist: holds images; --task segmentation needs --volumes")
     if args.volumes is not None and not segmentation:
