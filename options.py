@@ -964,7 +964,7 @@ def _check_task(args: argparse.Namespace) -> None:
         )
     if segmentation and args.engine == "sites":
         raise UserError(
-            "--engine sites: reads images alone; volumes are trained on with --engine loop or flower"
+            "--engine sites: reads images alone; train on volumes with --engine loop or flower"
         )
     if args.medmnist is not None and segmentation:
         raise UserError("--medmnist: holds images; --task segmentation needs --volumes")
