@@ -905,7 +905,9 @@ def check_options(args: argparse.Namespace) -> None:
         raise UserError(f"--resume {args.resume}: no such run folder or checkpoint")
     goes_on = args.resume is not None and args.resume.is_dir()
     embedded = needs_embedded_data(args)
-    if args.patience and not (goes_on or embedded or args.medmnist or args.csv_file_val):
+    divided = args.volumes is not None and not args.csv_file_test and args.volume_sets[1] > 0
+    known = goes_on or embedded or args.medmnist or args.csv_file_val or divided
+    if args.patience and not known:
         raise UserError("--patience: needs validation images, name them with --csv_file_val")
     if args.dry_run and not goes_on and embedded:
         raise UserError(f"--dry_run: preset {args.preset} makes its own data, nothing to check")

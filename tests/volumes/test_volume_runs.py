@@ -71,6 +71,18 @@ def test_every_row_runs(row, run, prepared, tmp_path, monkeypatch):
     assert (rounds["loss"][1] == theirs[1]) == False  # noqa: E712 - another row, another number
 
 
+def test_patience_looks_at_dice_and_finish_ends_a_run_early(prepared, tmp_path):
+    folder, flags = tmp_path / "run", ["--volumes", prepared, "--base_lr", "1e-12"]
+    flags += ["--unlabeled_lr", "1e-12", "--labeled_lr_late", "1e-12", "--patience", "1"]
+    ended = train(*TINY, *flags, "--rounds", 6, "--run_dir", folder)
+    assert ended.status == 0, ended.error
+    assert "--patience 1: ended after 3 of 6 rounds, the best dice on the" in ended.said
+    none = ["--volume_sets", "8", "0", "4"]
+    assert "--patience: needs validation" in refused(train(*TINY, *flags, *none))
+    ended = train("--resume", folder, "--patience", "0", "--finish")
+    assert ended.status == 0 and "--finish: ended after 3 of 6 rounds" in ended.said, ended.error
+
+
 def test_dry_run_says_who_holds_what_and_writes_nothing(prepared, tmp_path):
     folder = tmp_path / "run"
     ended = train(*TINY, "--volumes", prepared, "--run_dir", folder, "--dry_run")
