@@ -13,6 +13,12 @@ from tests.torture.runs import differences, outcome
 from tests.volumes.conftest import TINY, train
 
 
+@pytest.fixture
+def no_report(monkeypatch):
+    """The report at the end takes longer than such a run."""
+    monkeypatch.setattr("tasks.segmentation.report_volume_run", lambda *arguments: None)
+
+
 def test_a_run_says_dice_and_leaves_scores_figures_and_a_report(run):
     folder, ended = run
     assert "TEST Dice: " in ended.said and "VAL Dice: " in ended.said
@@ -57,8 +63,7 @@ def test_clients_side_by_side_compute_the_same_bits(run, prepared, tmp_path):
     ],
     ids=lambda row: "-".join(row[1::2]),
 )
-def test_every_row_runs(row, run, prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr("tasks.segmentation.report_volume_run", lambda *arguments: None)
+def test_every_row_runs(row, run, prepared, tmp_path, no_report):
     folder = tmp_path / "run"
     ended = train(*TINY, "--volumes", prepared, "--run_dir", folder, "--rounds", 2, *row)
     assert ended.status == 0, ended.error
@@ -71,7 +76,7 @@ def test_every_row_runs(row, run, prepared, tmp_path, monkeypatch):
     assert (rounds["loss"][1] == theirs[1]) == False  # noqa: E712 - another row, another number
 
 
-def test_patience_looks_at_dice_and_finish_ends_a_run_early(prepared, tmp_path):
+def test_patience_looks_at_dice_and_finish_ends_a_run_early(prepared, tmp_path, no_report):
     folder, flags = tmp_path / "run", ["--volumes", prepared, "--base_lr", "1e-12"]
     flags += ["--unlabeled_lr", "1e-12", "--labeled_lr_late", "1e-12", "--patience", "1"]
     ended = train(*TINY, *flags, "--rounds", 6, "--run_dir", folder)
@@ -115,7 +120,7 @@ def poisoned(monkeypatch):
 
 
 def test_a_client_that_returns_no_numbers_stops_the_run_or_is_left_out(
-    poisoned, prepared, tmp_path
+    poisoned, prepared, tmp_path, no_report
 ):
     flags = [*TINY, "--volumes", prepared, "--rounds", 2]
     error = refused(train(*flags, "--run_dir", tmp_path / "stopped"))
