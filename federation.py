@@ -13,6 +13,7 @@ from local_supervised import SupervisedLocalUpdate
 from local_unsupervised import ConsistencyLocalUpdate, UnsupervisedLocalUpdate
 from local_update import LocalUpdate
 from methods.self_training import SelfTrainingLocalUpdate
+from networks.densenet import find_imagenet_weights
 from networks.devices import (
     choose_devices,
     choose_precision,
@@ -24,6 +25,7 @@ from networks.devices import (
 from networks.models import Network
 from networks.saved import architecture, build_network, load_weights, starting_weights
 from options import needs_embedded_data
+from record.opening import is_run
 from record.state import Progress
 from server import RelationServer, Server
 from tasks import TASKS
@@ -51,6 +53,7 @@ def prepare(
     args: Namespace, say: Callable[[str], None]
 ) -> tuple[list[torch.device], FederatedData]:
     """The devices and the data that a run's flags name; generates the embedded data."""
+    foresee(args)
     set_deterministic(bool(args.deterministic))
     devices = choose_devices(args.gpu, say)
     task = TASKS[args.task]
@@ -59,6 +62,13 @@ def prepare(
     data = task.load(args, say)
     refuse_endless_run(args, devices, data.num_training, data.test.input_shape)
     return devices, data
+
+
+def foresee(args: Namespace) -> None:
+    """`UserError` for what a new run will miss that no data tell, before any is read."""
+    is_new = args.resume is None and not (args.run_dir and is_run(args.run_dir))
+    if is_new and args.pretrained and args.network == "densenet121":
+        find_imagenet_weights()
 
 
 def build_server(args: Namespace) -> Server:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from dataloaders.federated import Rehearsal
-from federation import build_client, build_networks, build_server, clients_taking_part
+from federation import build_client, build_networks, build_server, clients_taking_part, foresee
 from local_update import ClientUpdate, LocalUpdate
 from networks.devices import choose_devices, set_deterministic
 from networks.models import Network
@@ -45,6 +45,7 @@ class Cost(NamedTuple):
 def rehearse(args: Namespace, say: Callable[[str], None]) -> list[str]:
     """Lines to print: what would be trained on, and the time and memory that it would take, from
     steps on this machine. `UserError` as in training."""
+    foresee(args)
     found = TASKS[args.task].dry_run(args)
     set_deterministic(bool(args.deterministic))
     devices = choose_devices(args.gpu, say)

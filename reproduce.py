@@ -24,10 +24,13 @@ from utils.packages import check_installed
 if __name__ == "__main__":
     check_installed()
 
+from federation import foresee
+from options import DATA_FLAGS, needs_embedded_data
 from paper.comparison import REPORTS, SettingRuns, write_item
 from paper.plan import PlannedRun, disk_estimate, estimate, make_plan
 from paper.published import ITEMS, PAPER
 from paper.volumes import write_volume_item
+from tasks import TASKS
 from utils.errors import OneLineParser, UserError, run_command
 
 _SET_HERE = frozenset(
@@ -49,11 +52,25 @@ def main() -> int:
     missing = [run for run in unique if run.state() != "finished"]
     print_plan(unique, options)
     if options.dry_run:
+        check_data_and_weights(missing)
         return 0
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     run_all(missing, options)
     report(plan, options)
     return 0
+
+
+def check_data_and_weights(runs: Sequence[PlannedRun]) -> None:
+    """What `train_main.py --dry_run` says of the data and finds missing, once for each of the
+    data sets that the runs name; `UserError` as there."""
+    named = {}
+    for run in runs:
+        foresee(run.args)
+        if not needs_embedded_data(run.args):
+            data = tuple(str(getattr(run.args, flag)) for flag in DATA_FLAGS)
+            named.setdefault(data, run.args)
+    for args in named.values():
+        print("\n".join(TASKS[args.task].dry_run(args).lines))
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

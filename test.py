@@ -56,6 +56,7 @@ from utils.metrics.evaluation import YOUDEN, evaluation_tables, print_tables, th
 from utils.metrics.numbers import DEFAULT_THRESHOLD
 from utils.report.page import TEST_FILE, VALIDATION_FILE
 from utils.tensors import net_device
+from utils.text import first_difference
 from utils.workers import available_cores
 
 DEFAULT_GPU = "0"
@@ -200,8 +201,9 @@ def refuse_other_classes(images: ImageDataset, model: Model) -> None:
     names = model.content["class_names"]
     if list(images.class_names) != names:
         raise UserError(
-            f"the images' classes are {', '.join(images.class_names)}, but {model.path} was made "
-            f"for {', '.join(names)}; give the columns these names in this order"
+            f"the images' classes are not those that {model.path} was made for "
+            f"({first_difference(images.class_names, names)}); give the columns these names in "
+            f"this order: {', '.join(names)}"
         )
 
 

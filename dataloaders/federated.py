@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from dataloaders.columns import quoted
 from dataloaders.dataset import ImageDataset, load_dataset
 from dataloaders.image_files import resolve_images
 from dataloaders.likeness import describe_pictures
@@ -34,6 +33,7 @@ from dataloaders.pixels import ImageHeader, read_header
 from dataloaders.preparation import read_preparation
 from dataloaders.split import (
     Split,
+    absent_class_warnings,
     class_client_table,
     class_set_table,
     load_split,
@@ -42,6 +42,7 @@ from dataloaders.split import (
 from dataloaders.table import ImageTable, read_table
 from utils.errors import UserError
 from utils.tensors import derive_seed
+from utils.text import first_difference
 
 SMALLEST_IMAGE = 32  # DenseNet121 halves the sides five times
 
@@ -81,6 +82,8 @@ def load_federated_data(args: Namespace, say: Callable[[str], None]) -> Federate
     `say` gets the class x client table, the warnings, and what takes time. Raises `UserError` for
     whatever in the data or the flags about them cannot be used.
     """
+    if args.image_size:
+        refuse_small_images(args.image_size)
     tables, datasets = (
         load_medmnist(args.medmnist, args.image_size, args.cache)
         if args.medmnist
@@ -89,6 +92,9 @@ def load_federated_data(args: Namespace, say: Callable[[str], None]) -> Federate
     for name, table in tables.items():
         if table.dropped:
             say(f"{name}: {table.dropped} rows with no class or several left out")
+    labels = {name: table.labels for name, table in tables.items()}
+    for line in absent_class_warnings(next(iter(tables.values())).class_names, labels):
+        say(line)
     train, dealt = tables.get("train"), None
     if train is not None:
         dealt = deal_clients(args, train)
@@ -106,11 +112,7 @@ def load_federated_data(args: Namespace, say: Callable[[str], None]) -> Federate
                 args.follow_links,
             )
     image_size = datasets["test"].image_size
-    if image_size < SMALLEST_IMAGE:
-        raise UserError(
-            f"--image_size {args.image_size}: images of {image_size} pixels are too small for "
-            f"DenseNet121; give {SMALLEST_IMAGE} or more, as --image_size 64"
-        )
+    refuse_small_images(image_size)
     pictures = datasets.get("train", datasets["test"])
     preparation = {} if args.medmnist else read_preparation(args.root_path)
     return FederatedData(
@@ -122,6 +124,15 @@ def load_federated_data(args: Namespace, say: Callable[[str], None]) -> Federate
         {"image_size": image_size, "pictures": describe_pictures(pictures.pixels)} | preparation,
         0 if train is None else len(train),
     )
+
+
+def refuse_small_images(image_size: int) -> None:
+    """Raise `UserError` for images that the network would halve to nothing."""
+    if image_size < SMALLEST_IMAGE:
+        raise UserError(
+            f"--image_size {image_size}: images of {image_size} pixels are too small for the "
+            f"network; give {SMALLEST_IMAGE} or more, as --image_size 64"
+        )
 
 
 def load_tables(args: Namespace) -> dict[str, ImageTable]:
@@ -157,7 +168,10 @@ def deal_clients(args: Namespace, table: ImageTable) -> Split:
             clients = [labeled_part for labeled_part, _ in parts] + [rest for _, rest in parts]
             labeled = tuple(range(args.num_users))
             how += f", {args.labeled_fraction:g} of each client's images labelled"
-        dealt = Split(clients, labeled, seed, how)
+        sites = None
+        if args.partition == "site":
+            sites = [sorted({table.sites[row] for row in rows}) for rows in clients]
+        dealt = Split(clients, labeled, seed, how, sites)
     smallest = min(map(len, dealt.clients))
     if smallest < 2:
         raise UserError(
@@ -183,7 +197,9 @@ def describe_clients(table: ImageTable, dealt: Split) -> list[str]:
     """How the clients were made, the class x client table, and a warning per missing class."""
     return [
         f"clients: {dealt.how}\n"
-        + class_client_table(table.labels, dealt.clients, table.class_names, dealt.labelled),
+        + class_client_table(
+            table.labels, dealt.clients, table.class_names, dealt.labelled, dealt.sites
+        ),
         *missing_class_warnings(table.labels, dealt.clients, table.class_names, dealt.labelled),
     ]
 
@@ -216,6 +232,7 @@ def dry_run(args: Namespace) -> Rehearsal:
         report = check_data(tables, args.root_path, needed, args.follow_links)
         first = resolve_images(tables["train"], args.root_path, args.follow_links)[0]
         size = args.image_size or read_header(first).size[0]
+    refuse_small_images(size)
     train = tables["train"]
     dealt = deal_clients(args, train)
     return Rehearsal(
@@ -259,7 +276,9 @@ def check_data(
         f"{name}: {len(table)} images of {table.source}, {table.dropped} rows left out"
         for name, table in tables.items()
     ]
-    lines.append(class_set_table(class_names, {n: table.labels for n, table in tables.items()}))
+    labels = {name: table.labels for name, table in tables.items()}
+    lines.append(class_set_table(class_names, labels))
+    lines += absent_class_warnings(class_names, labels)
     lists = {n: Listed(t.names, t.groups, t.group_column) for n, t in tables.items()}
     for overlap in compare_all(members_of(lists)):
         lines.append(f"{'warning: ' if overlap.found else ''}{overlap.words()}")
@@ -273,8 +292,8 @@ def refuse_different_classes(tables: Mapping[str, ImageTable]) -> None:
     for other in others:
         if other.class_names != first.class_names:
             raise UserError(
-                f"{other.source}: its classes are {quoted(','.join(other.class_names))}, those of "
-                f"{first.source} are {quoted(','.join(first.class_names))}; give every CSV the "
+                f"{other.source}: its classes are not those of {first.source} "
+                f"({first_difference(other.class_names, first.class_names)}); give every CSV the "
                 "same class columns in the same order"
             )
 

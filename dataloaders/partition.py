@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dataloaders.columns import read_csv_text
-from dataloaders.split import class_set_table, shared_values
+from dataloaders.split import absent_class_warnings, class_set_table, shared_values
 from dataloaders.table import LABEL_UNCERTAINTY, ImageTable, read_table
 from options import SPLIT_FILES
 from utils.errors import OneLineParser, UserError, run_command
@@ -308,12 +308,16 @@ def main() -> None:
     write_parts(Path(arguments.out), table, parts)
     labels_of_set = {name: table.labels[rows] for name, rows in parts.items()}
     print(class_set_table(table.class_names, labels_of_set))
+    for line in absent_class_warnings(table.class_names, labels_of_set):
+        print(line)
     print(_shared_line(table, list(parts.values())))
 
 
 def _sample(table: ImageTable, limit: int, seed: int) -> ImageTable:
     if limit < 1:
         raise UserError(f"--limit {limit}: give a positive number of images")
+    if limit > len(table):
+        print(f"--limit {limit}: there are {len(table)} images, all of them are taken")
     order = np.random.default_rng(seed).permutation(len(table))
     return table.select(np.sort(order[:limit]))
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,10 +34,12 @@ def class_client_table(
     clients: Sequence[np.ndarray],
     class_names: Sequence[str],
     labelled_ids: Sequence[int],
+    sites: Sequence[Sequence[str]] | None = None,
 ) -> str:
     """Images per client (rows) and class (columns), with totals and who has labels.
 
-    `labels` (N,) are class indices; `clients` holds each client's row indices.
+    `labels` (N,) are class indices; `clients` holds each client's row indices; `sites` the names
+    of each client's hospitals, where these made the clients.
     """
     counts = _class_counts([labels[rows] for rows in clients], len(class_names))
     rows = [
@@ -45,7 +47,25 @@ def class_client_table(
         for client, row in enumerate(counts)
     ]
     rows.append(["all", f"{len(labelled_ids)} yes", *counts.sum(axis=0), counts.sum()])
-    return _aligned(["client", "labels", *class_names, "all"], rows)
+    header = ["client", "labels", *class_names, "all"]
+    if sites is not None:
+        header.append("sites")
+        for row, names in zip(rows, [*sites, []], strict=True):
+            row.append(", ".join(names))
+    return _aligned(header, rows)
+
+
+def absent_class_warnings(
+    class_names: Sequence[str], labels_of_set: Mapping[str, np.ndarray]
+) -> list[str]:
+    """One line per set that has no image of some class. Arguments as in `class_set_table`."""
+    counts = _class_counts(list(labels_of_set.values()), len(class_names))
+    return [
+        f"warning: {name} has no image of "
+        f"{', '.join(c for c, n in zip(class_names, row, strict=True) if not n)}"
+        for name, row in zip(labels_of_set, counts, strict=True)
+        if not row.all()
+    ]
 
 
 def missing_class_warnings(
@@ -99,34 +119,31 @@ _FORMAT = 1
 
 
 class Split(NamedTuple):
-    """`clients[k]` are client k's sorted row indices; `labelled` the ids that have labels."""
+    """`clients[k]` are client k's sorted row indices; `labelled` the ids that have labels;
+    `sites[k]` the names of client k's hospitals, where these made the clients."""
 
     clients: list[np.ndarray]
     labelled: tuple[int, ...]
     seed: int
     how: str
+    sites: list[list[str]] | None = None
 
 
-def save_split(
-    path: str | Path,
-    table: ImageTable,
-    clients: Sequence[np.ndarray],
-    labelled_ids: Sequence[int],
-    seed: int,
-    how: str,
-) -> None:
+def save_split(path: str | Path, table: ImageTable, dealt: Split) -> None:
     """Write the image names of each client as JSON, whole or not at all.
 
-    `how` says in words how the clients were made, as "dirichlet alpha 0.5".
+    `dealt.how` says in words how the clients were made, as "dirichlet alpha 0.5".
     """
     content = {
         "format": _FORMAT,
         "csv": table.source.name,
-        "how": how,
-        "seed": seed,
-        "labelled_clients": [int(client) for client in labelled_ids],
-        "clients": [[table.names[row] for row in rows.tolist()] for rows in clients],
+        "how": dealt.how,
+        "seed": dealt.seed,
+        "labelled_clients": [int(client) for client in dealt.labelled],
+        "clients": [[table.names[row] for row in rows.tolist()] for rows in dealt.clients],
     }
+    if dealt.sites is not None:
+        content["sites"] = dealt.sites
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -159,7 +176,7 @@ def load_split(path: str | Path, table: ImageTable) -> Split:
             raise UserError(f"{path}: client {client} holds no image; delete it or give it some")
         clients.append(np.sort([row_of_name[name] for name in names]))
     labelled = tuple(content["labelled_clients"])
-    return Split(clients, labelled, content["seed"], content["how"])
+    return Split(clients, labelled, content["seed"], content["how"], content.get("sites"))
 
 
 CLIENT = whole(0, 10**6)
@@ -171,7 +188,8 @@ SPLIT_FILE = record(
         "seed": whole(-(2**63), 2**64),
         "labelled_clients": sequence(CLIENT, 1, 10**6),
         "clients": sequence(sequence(text(), 0, 10**8), 1, 10**6),
-    }
+    },
+    {"sites": sequence(sequence(text(), 0, 10**6), 1, 10**6)},
 )
 
 

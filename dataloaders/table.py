@@ -21,7 +21,7 @@ from utils.errors import UserError
 
 UNCERTAIN_CLASS = "uncertain"
 
-_LABEL = re.compile(r"(-1|[01])([.,]0*)?")
+_LABEL = re.compile(r"(-1|[01])(\.0*)?")
 _NOT_A_LABEL = -2
 _CLIENT = re.compile(r"([0-9]{1,6})(\.0*)?", re.ASCII)
 

@@ -1,6 +1,7 @@
 """DenseNet121's backbone from torchvision, and its ImageNet weights from disk."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +15,17 @@ from utils.schema import mapping, tensor, text
 NUM_FEATURES = 1024
 HUB = Path("models", "hub", "checkpoints")
 CHECKPOINT_FOLDER = Path(__file__).resolve().parents[1] / HUB
+_OLD_NAME = re.compile(r"\b(norm|conv)\.(\d)\.")
 CHECKPOINT_NAMES = ("densenet121-a639ec97.pth", "densenet121.pth")
+
+
+def current_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict under the names that its entries have today: without DataParallel's `module.`,
+    and with `norm1` where PyTorch before 0.4 wrote `norm.1`."""
+    return {
+        _OLD_NAME.sub(r"\1\2.", name.removeprefix("module.")): value
+        for name, value in weights.items()
+    }
 
 
 def build_densenet121(num_outputs: int) -> DenseNet:
@@ -34,9 +45,11 @@ def find_imagenet_weights(folder: Path = CHECKPOINT_FOLDER) -> Path:
         for name in CHECKPOINT_NAMES:
             if (place / name).is_file():
                 return place / name
+    fetch = "from torchvision.models import densenet121; densenet121(weights='DEFAULT')"
     raise UserError(
         f"--pretrained 1: no ImageNet weights in {folder}: put torchvision's "
-        f"{CHECKPOINT_NAMES[0]} there, or train from random weights with --pretrained 0"
+        f"{CHECKPOINT_NAMES[0]} there (in the program's folder: TORCH_HOME=models python -c "
+        f'"{fetch}"), or train from random weights with --pretrained 0'
     )
 
 
@@ -47,12 +60,9 @@ def load_imagenet_weights(network: DenseNet, path: Path) -> None:
     The 1000-class head is left out. Raises `UserError` when an entry is missing or misshapen.
     """
     published = load_checkpoint(path, check=mapping(text(200), tensor(), largest=10_000))
-    renamed = {
-        re.sub(r"(norm|conv)\.(\d)\.", r"\1\2.", name): value for name, value in published.items()
-    }
     backbone = {
         name.removeprefix("features."): value
-        for name, value in renamed.items()
+        for name, value in current_names(published).items()
         if name.startswith("features.")
     }
     # The published file is older than BatchNorm's step counter, which starts at 0.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from networks.densenet import current_names
 from networks.models import ATTENTIONS, MODES, DenseNet121, Network
 from networks.unet3d import UNet3d
 from utils.checkpoint import load_checkpoint
@@ -200,9 +201,7 @@ def load_model(
     content = load_checkpoint(path, check=check_model)
     if "class_names" not in content:
         content = {"state_dict": content.get("state_dict", content)}
-    weights = {
-        name.removeprefix("module."): value for name, value in content.pop("state_dict").items()
-    }
+    weights = current_names(content.pop("state_dict"))
     if (name := find_non_finite(weights)) is not None:
         raise UserError(f"{path}: {name} holds numbers that are not finite; use an earlier one")
     own = content.get("class_names")
@@ -260,7 +259,10 @@ def load_weights(net: Network, weights: Mapping[str, torch.Tensor], source: Path
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
         raise UserError(f"{source}: weights of another network: {reason}") from error
-    odd = [name for name in missing if not name.startswith("attention.")] + unexpected
+    # PyTorch before 0.4.1 had no step counters; here they are not read.
+    free = [name for name in missing if name.endswith("num_batches_tracked")]
+    free += [name for name in missing if name.startswith("attention.")]
+    odd = [name for name in missing if name not in free] + unexpected
     if odd:
         raise UserError(f"{source}: weights of another network (entry {odd[0]})")
 

@@ -166,9 +166,7 @@ class Run:
             self.args.client_state, state_bytes, devices, reserved
         )
         if not is_run(self.folder) and data.split is not None:
-            dealt = data.split
-            told = (data.table, dealt.clients, dealt.labelled, dealt.seed, dealt.how)
-            save_split(self.folder / "split.json", *told)
+            save_split(self.folder / "split.json", data.table, data.split)
         sets = members_of({"train": data.train, "val": data.val, "test": data.test})
         overlap = warning_line(compare_all(sets))
         save_seen(self.folder, sets)

@@ -7,6 +7,7 @@ markup. Each place has its function here.
 import errno
 import re
 import sys
+from collections.abc import Sequence
 
 _SPREADSHEET_FORMULA = re.compile(r"'*\s*[=+\-@\t\r]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?( ?%)?|[+-]?(inf|nan)", re.IGNORECASE)
@@ -39,6 +40,14 @@ def printable(text: str, kept: str = "") -> str:
 
 def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
+
+
+def first_difference(names: Sequence[str], others: Sequence[str]) -> str:
+    """Where two lists of names differ first, in words: "number 12 is 'a', not 'b'"."""
+    for number, (name, other) in enumerate(zip(names, others, strict=False), start=1):
+        if name != other:
+            return f"number {number} is {name!r}, not {other!r}"
+    return f"they are {len(names)}, not {len(others)}"
 
 
 def csv_cell(text: str) -> str:

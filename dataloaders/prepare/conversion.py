@@ -261,9 +261,11 @@ def prepare_labelled(
     for note, count in notes.items():
         print(f"{count:,} files were read although irregular: {note} (which: progress.csv)")
     labels = table.loc[records["ImageID"].str.removesuffix(".png")].reset_index(drop=True)
+    # A file's list need not name the hundred thousand images of the set that one left out.
+    counted = rejected if options.allow_missing else rejected + missing
     conversion.finish(
         pd.concat([records, labels], axis=1),
-        rejected + missing,
+        counted,
         {
             **manifest,
             "images_without_file": len(missing),
@@ -271,7 +273,6 @@ def prepare_labelled(
             "notes": dict(notes),
         },
     )
-    counted = rejected if options.allow_missing else rejected + missing
     if labels.empty or len(counted) > options.max_bad:
         (reason, count), *_ = Counter(bad.reason for bad in rejected + missing).most_common(1)
         limit = "all there are" if labels.empty else f"more than --max_bad {options.max_bad}"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from dataloaders.columns import find_special_columns, quoted, read_csv_text
+from dataloaders.columns import find_special_columns, quoted, read_csv_text, separator_of
 from dataloaders.dicom import REPAIRED_INTERCEPT, Preprocessing, UnreadableDicom, read_picture
 from dataloaders.image_files import image_key
 from dataloaders.prepare.conversion import NOTE, Conversion, Options, find_files, prepare_labelled
@@ -85,12 +85,16 @@ def read_rsna_labels(path: str | os.PathLike) -> RsnaLabels:
 def _is_wide(path: Path) -> bool:
     """Whether the file has a row per image; `UserError` for what is neither kind of label file."""
     try:
-        header = read_csv_text(path).header
-    except UserError as error:
-        raise UserError(f"--labels {error}") from None
-    if {"ID", "Label"} <= set(header):
+        with open(path, encoding="utf-8-sig") as file:
+            separator = separator_of(file.readline())
+        columns = list(pd.read_csv(path, nrows=0, sep=separator).columns)
+    except OSError as error:
+        raise UserError(f"--labels {path}: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"--labels {path} is not a CSV file with the columns ID,Label") from None
+    if {"ID", "Label"} <= set(columns):
         return False
-    if set(SUBTYPES) <= set(header):
+    if set(SUBTYPES) <= set(columns):
         return True
     raise UserError(
         f"--labels {path} has no columns ID and Label: expected the challenge's long file, such as "

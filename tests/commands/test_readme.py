@@ -36,10 +36,10 @@ MY = f"--root_path my/images {CSVS.format('my')}"
 ISIC = f"--root_path data/isic/images {CSVS.format('data/isic')}"
 SMALL = "--pretrained 0 --image_size 32 --batch_size 8 --num_users 4 --progress 0"
 DEMO = "--rounds 1 --join_epoch -1 --image_size 32 --phantom_patients 24 --num_users 3"
-DRY = "--dry_run"
+DRY = "--dry_run --pretrained 0"
 HIPPOCAMPUS = "--preset hippocampus --volumes data/hippocampus"
 SMALL_VOLUMES = "--patch_size 8 8 8 --unet_channels 2 4 --num_users 4 --progress 0"
-SMALL_DRY = "--dry_run --image_size 32"  # it measures steps
+SMALL_DRY = "--dry_run --pretrained 0 --image_size 32"  # it measures steps
 PREPARE_RSNA = (
     "python -m dataloaders.prepare rsna --dicom_dir stage_2_train --labels stage_2_train.csv "
     "--out data/rsna --size 224"
@@ -63,7 +63,7 @@ PLAN = {
         "make demo PYTHON=python3 VENV=": "",
         PREPARE_RSNA: "--size 32 --workers 1",
         PARTITION_RSNA: "",
-        IS_DRY: "--image_size 32",
+        IS_DRY: "--pretrained 0 --image_size 32",
         # The one round that makes the checkpoint which the next commands name.
         TRAIN_RSNA: f"{SMALL} --start_epoch 99 --run_dir runs/NAME",
         "python train_main.py --resume runs/NAME": "",
@@ -76,7 +76,7 @@ PLAN = {
     "CONTRIBUTING.md": {"make test": "", "make test-flower": ""},
     "docs/howto-your-own-csv.md": {
         "python -m dataloaders.partition my/labels.csv --out my --group PatientID": "",
-        f"python train_main.py --preset paper --dry_run {MY}": "--image_size 32",
+        f"python train_main.py --preset paper --dry_run {MY}": "--pretrained 0 --image_size 32",
         "python test.py --resume runs/MINE/checkpoints/epoch_99.pth --root_path my/images "
         "--csv_file_test my/testing.csv --csv_file_val my/validation.csv --threshold youden": "",
         "python -m utils.metrics runs/MINE/tests/epoch_99-testing/predictions_test.csv "

@@ -65,7 +65,8 @@ def test_good_data_is_described(data, tmp_path):
     assert "0 of 1 val patients were in training; 0 of 1 val images by name" in text
     assert "0 of 1 test patients were in training; 0 of 1 test images by name" in text
     assert "0 of 1 test patients were in validation" in text
-    assert "about 0.0 GB needed" in text and "warning" not in text
+    assert "about 0.0 GB needed" in text
+    assert "warning: val has no image of b" in text and "warning: train has" not in text
     assert not (tmp_path / "runs").exists()
 
 

@@ -20,6 +20,8 @@ from dataloaders.partition import (
     split_table,
 )
 from dataloaders.split import (
+    Split,
+    absent_class_warnings,
     class_client_table,
     class_set_table,
     load_split,
@@ -265,11 +267,27 @@ def test_a_labelled_fraction_of_each_class():
             labelled_fraction(mine, labels, fraction)
 
 
+def test_a_set_without_a_class_is_told():
+    labels = {"train": np.array([0, 1, 2]), "test": np.array([0, 0])}
+    (line,) = absent_class_warnings(["a", "b", "c"], labels)
+    assert line == "warning: test has no image of b, c"
+
+
+def test_clients_made_of_sites_are_named_by_them():
+    labels, clients = np.array([0, 1, 1]), [np.array([0, 1]), np.array([2])]
+    table = class_client_table(labels, clients, ["a", "b"], (0,), [["north", "east"], ["south"]])
+    assert [line.split()[-1] for line in table.splitlines()] == ["sites", "east", "south", "3"]
+    assert "north, east" in table
+
+
 def test_split_file_gives_the_same_clients_back(tmp_path):
     table = make_table(90, 12)
     clients = split_dirichlet(table.labels, 5, 0.5, seed=4)
-    save_split(tmp_path / "split.json", table, clients, (0, 3), 4, "dirichlet alpha 0.5")
+    sites = [["north"], ["south", "east"], ["west"], ["a"], ["b"]]
+    dealt = Split(clients, (0, 3), 4, "dirichlet alpha 0.5", sites)
+    save_split(tmp_path / "split.json", table, dealt)
     again = load_split(tmp_path / "split.json", table)
+    assert again.sites == sites
     assert all(np.array_equal(a, b) for a, b in zip(clients, again.clients, strict=True))
     assert (again.labelled, again.seed, again.how) == ((0, 3), 4, "dirichlet alpha 0.5")
     assert str(tmp_path) not in (tmp_path / "split.json").read_text()
@@ -284,7 +302,7 @@ def test_split_file_gives_the_same_clients_back(tmp_path):
 def test_split_files_that_do_not_fit_are_refused(tmp_path):
     table = make_table(30, 6)
     path = tmp_path / "split.json"
-    save_split(path, table, split(30, 3), (0,), 1, "iid")
+    save_split(path, table, Split(split(30, 3), (0,), 1, "iid"))
     good = json.loads(path.read_text())
 
     def refusal(**changes) -> str:

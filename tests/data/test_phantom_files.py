@@ -166,7 +166,8 @@ def test_command_writes_png_and_says_what_is_next(tmp_path):
     lines = [line.split() for line in done.stdout.splitlines()]
     assert ["class", "slices", "patients"] in lines
     assert ["total", "15", "5"] in lines
-    assert f"python train_main.py --root_path '{out}'/images" in done.stdout
+    assert "python train_main.py --preset paper --image_size 32" in done.stdout
+    assert f"--root_path '{out}/images'" in done.stdout
 
 
 def test_command_writes_dicom_and_says_what_is_next(tmp_path):

@@ -191,8 +191,13 @@ def test_more_than_max_bad_is_an_error_after_all_is_written(hospital, tmp_path):
     error = one_line_error(rsna(hospital, tmp_path, "--max_bad", "8"))
     assert "9 files rejected, more than --max_bad 8" in error
     assert len(pd.read_csv(tmp_path / "labels.csv")) == 16
+    assert "ID_lost" in (tmp_path / "rejected.csv").read_text()
     done = rsna(hospital, tmp_path, "--max_bad", "8", "--allow_missing")
     assert done.returncode == 0, "without the missing one there are 8"
+    assert "16 images in" in done.stdout and "8 rejected" in done.stdout
+    # Half a set without its other half: those are counted, and nothing is wrong with them.
+    assert "ID_lost" not in (tmp_path / "rejected.csv").read_text()
+    assert json.loads((tmp_path / "manifest.json").read_text())["images_without_file"] == 1
 
 
 def test_grey_windows_and_the_slides_own(hospital, tmp_path):

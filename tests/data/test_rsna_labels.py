@@ -62,11 +62,18 @@ def test_bad_long_labels_are_refused_by_line_or_id(tmp_path, fault):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_wide_file_is_sent_to_partition(tmp_path):
+def test_a_wide_file_has_a_row_per_image(tmp_path):
     header = "ImageID," + ",".join(SUBTYPES)
-    path = write_labels(tmp_path / "wide.csv", ["ID_a.png,0,0,0,0,1"], header)
-    with pytest.raises(UserError, match="python -m dataloaders.partition .*wide.csv"):
-        read_rsna_labels(path)
+    rows = ["ID_a.png,0,0,0,0,1", "ID_b,1,0,0,0,0", "ID_b,1,0,0,0,0"]
+    found = read_rsna_labels(write_labels(tmp_path / "wide.csv", rows, header))
+    assert list(found.table.index) == ["ID_a", "ID_b"] and (found.rows, found.duplicates) == (3, 1)
+    assert found.table.loc["ID_a"].tolist() == [0, 0, 0, 0, 1]
+    for row, message in (
+        ("ID_b,0,0,0,0,0", "ID_b has two rows that contradict"),
+        ("ID_c,0,0,2,0,0", "line 5, column intraventricular: '2' is neither 0 nor 1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_rsna_labels(write_labels(tmp_path / "wrong.csv", [*rows, row], header))
 
 
 def test_label_files_that_are_none(tmp_path):

@@ -55,7 +55,7 @@ def test_reads_every_column_by_its_name(tmp_path):
 def test_semicolons_and_tabs_separate_cells_as_well(tmp_path, separator):
     """As Excel writes them where the comma is the decimal point, and as Dataverse does."""
     expected = read_table(write(tmp_path, GOOD))
-    text = GOOD.replace(",", separator).replace("1\n", "1,0\n")
+    text = GOOD.replace(",", separator)
     found = read_table(write(tmp_path, text, "other.csv"))
     assert found.names == expected.names and found.groups == expected.groups
     assert found.labels.tolist() == expected.labels.tolist()

@@ -167,11 +167,18 @@ def test_weights_with_attention_do_not_fit_a_network_without(net, attentive):
 # ---- checkpoints of the released program
 
 
-@pytest.mark.parametrize("form", ["plain", "wrapped"])
+@pytest.mark.parametrize("form", ["plain", "wrapped", "old names"])
 def test_checkpoint_of_the_released_program_loads(net, spare, tmp_path, form):
     content = dict(net.state_dict())
     if form == "wrapped":
         content = {"state_dict": {f"module.{name}": value for name, value in content.items()}}
+    if form == "old names":  # as PyTorch before 0.4 wrote them
+        content = {
+            re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", name): value
+            for name, value in content.items()
+            if not name.endswith("num_batches_tracked")
+        }
+        assert "densenet121.features.denseblock1.denselayer1.norm.1.weight" in content
     path = tmp_path / "theirs.pth"
     torch.save(content, path)
     loaded, about = load_model(path, CLASSES)

@@ -8,12 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
+import dataloaders.dataset
 import networks.densenet
+import reproduce
 import train_main
 from networks.models import DenseNet121
 from networks.saved import model_content
 from utils.checkpoint import save_checkpoint
-from utils.errors import run_command
+from utils.errors import UserError, run_command
 
 CLASSES = ["bleed", "none"]
 HEADER = "ImageID,PatientID,bleed,none"
@@ -257,8 +259,28 @@ def test_file_that_is_no_checkpoint(data, refused, content):
 def test_no_imagenet_weights(data, refused, monkeypatch):
     empty = data.folder / "checkpoints"
     monkeypatch.setattr(networks.densenet.find_imagenet_weights, "__defaults__", (empty,))
-    message = refused("--pretrained", "1")
-    assert f"no ImageNet weights in {empty}" in message and "--pretrained 0" in message
+    # Before anything is decoded, and in a rehearsal as in the run.
+    monkeypatch.setattr(dataloaders.dataset, "load_pixels", lambda *_: pytest.fail("decoded"))
+    for more in ([], ["--dry_run"]):
+        message = refused("--pretrained", "1", *more)
+        assert f"no ImageNet weights in {empty}" in message and "--pretrained 0" in message
+        assert "densenet121-a639ec97.pth" in message and "TORCH_HOME=models python -c" in message
+    named = [
+        "--root_path",
+        "images",
+        "--csv_file_train",
+        "train.csv",
+        "--csv_file_test",
+        "test.csv",
+    ]
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "table1", "--preset", "paper", *named])
+    sys.argv += ["--dry_run", "--runs", "runs"]
+    with pytest.raises(UserError, match="no ImageNet weights in"):
+        reproduce.main()
+    sys.argv[-2:] = ["--runs", "runs", "--pretrained", "0"]
+    (data.images / "3.png").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="3.png: damaged"):
+        reproduce.main()
 
 
 # ---- the run folder and the flags

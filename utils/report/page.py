@@ -204,8 +204,15 @@ def _summary(evaluation: Evaluation) -> str:
         f"On {_sample_words(evaluation.predictions)} the AUROC is {number(metrics.macro('auroc'))} "
         f"(95% interval {interval(intervals.macro_low, intervals.macro_high)}), the mean over "
         f"{metrics.defined('auroc')} of {len(metrics.auroc)} classes. The most probable class is "
-        f"right in {number(metrics.top1_accuracy)} of the images."
+        f"right in {number(metrics.top1_accuracy)} of the images.{_absent(evaluation)}"
     )
+
+
+def _absent(evaluation: Evaluation) -> str:
+    names = evaluation.predictions.class_names
+    absent = [name for name, n in zip(names, evaluation.metrics.images, strict=True) if not n]
+    said = markdown_text(", ".join(absent))
+    return f" No test image shows {said}: what is said holds for the others." if absent else ""
 
 
 def _sample_words(predictions: Predictions) -> str:
