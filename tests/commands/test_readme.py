@@ -89,7 +89,7 @@ PLAN = {
     "docs/howto-rsna.md": {
         PREPARE_RSNA: "--size 32 --workers 1",
         PARTITION_RSNA: "",
-        f"python reproduce.py table1 --preset paper --dry_run {RSNA}": "",
+        f"python reproduce.py table1 --preset paper --dry_run {RSNA}": "--pretrained 0",
         TRAIN_RSNA: SMALL_DRY,
     },
     "docs/howto-isic.md": {
