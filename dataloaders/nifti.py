@@ -6,7 +6,8 @@ itself and, where it differs, resampled; `Volume.restore` takes a prediction bac
 
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,18 +84,12 @@ def read_nifti(path: Path, fewest_slices: int = 2) -> Volume:
     single slice, a header that claims more than the file or the memory can hold, and voxels that
     are not finite.
     """
-    nibabel, orientations = import_3d("nibabel"), import_3d("nibabel.orientations")
-    try:
-        image = nibabel.load(path)
+    orientations = import_3d("nibabel.orientations")
+    with _faults_in_words():
+        image = import_3d("nibabel").load(path)
         _check_header(path, image, fewest_slices)
         orientation = _orientation(image.affine)
         data = np.asanyarray(image.dataobj).astype(np.float32)
-    except FileNotFoundError:
-        raise ValueError("no such file") from None
-    except (OSError, EOFError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
-        raise ValueError(f"cannot be read, cut off or no NIfTI ({_one_line(error)})") from None
-    except MemoryError:
-        raise ValueError("larger than the memory that is free") from None
     if not np.isfinite(data).all():
         raise ValueError("has voxels that are not finite numbers")
     spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
@@ -111,13 +106,10 @@ def read_nifti(path: Path, fewest_slices: int = 2) -> Volume:
 
 def header_spacing(path: Path) -> tuple[float, ...]:
     """mm of an image's voxels along the axes of RAS, from its header; `ValueError` as above."""
-    nibabel = import_3d("nibabel")
-    try:
-        image = nibabel.load(path)
+    with _faults_in_words():
+        image = import_3d("nibabel").load(path)
         _check_header(path, image)
         orientation = _orientation(image.affine)
-    except (OSError, EOFError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
-        raise ValueError(f"cannot be read, no NIfTI ({_one_line(error)})") from None
     sides = np.linalg.norm(image.affine[:3, :3], axis=0)
     return tuple(sides[np.argsort(orientation[:, 0])].tolist())
 
@@ -132,18 +124,33 @@ def _orientation(affine: np.ndarray) -> np.ndarray:
     return orientation
 
 
-def _one_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+@contextmanager
+def _faults_in_words() -> Iterator[None]:
+    """Whatever nibabel raises for a file that it cannot read becomes a `ValueError` of one line."""
+    nibabel = import_3d("nibabel")
+    unreadable = (OSError, EOFError, zlib.error, OverflowError)
+    unreadable += (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError)
+    try:
+        yield
+    except FileNotFoundError:
+        raise ValueError("no such file") from None
+    except MemoryError:
+        raise ValueError("larger than the memory that is free") from None
+    except unreadable as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(f"cannot be read, cut off or no NIfTI ({reason})") from None
 
 
 def _check_header(path: Path, image, fewest_slices: int = 2) -> None:
-    shape = image.shape
+    shape, kind = image.shape, image.get_data_dtype()
+    if kind.kind not in "iuf":
+        raise ValueError(f"has voxels of the type {kind}, not one number each")
     if len(shape) not in (3, 4):
         raise ValueError(f"has {len(shape)} dimensions; only three, or four with channels, are")
     if min(shape[:3]) < fewest_slices:
         raise ValueError(f"is a single slice ({'x'.join(map(str, shape))} voxels), not a volume")
     voxels = int(np.prod([int(side) for side in shape], dtype=object))
-    claimed = voxels * image.get_data_dtype().itemsize
+    claimed = voxels * kind.itemsize
     stored = os.stat(path).st_size * (MOST_COMPRESSED if path.name.endswith(".gz") else 1)
     if claimed > stored:
         raise ValueError(f"its header claims {claimed:.3g} bytes, more than the file can hold")

@@ -119,6 +119,14 @@ def claims_much(task):
     patch_header(task / "imagesTr" / FIRST, dim=[3, 10_000, 10_000, 10_000, 1, 1, 1, 1])
 
 
+def unknown_type(task):
+    patch_header(task / "imagesTr" / FIRST, datatype=4097)
+
+
+def complex_numbers(task):
+    write_nifti(task / "imagesTr" / FIRST, noise(*SHAPE).astype(np.complex64))
+
+
 def negative_side(task):
     patch_header(task / "imagesTr" / FIRST, dim=[3, -6, 7, 8, 1, 1, 1, 1])
 
@@ -150,9 +158,11 @@ REFUSED = {
     two_dimensions: "has 2 dimensions; only three, or four with channels",
     five_dimensions: "has 5 dimensions",
     cut_off: "cannot be read, cut off or no NIfTI",
-    no_nifti: r"cannot be read, no NIfTI \(Cannot work out file type",
-    not_gzip: r"cannot be read, no NIfTI \(File .* is not a gzip file",
+    no_nifti: r"cannot be read, cut off or no NIfTI \(Cannot work out file type",
+    not_gzip: r"cannot be read, cut off or no NIfTI \(File .* is not a gzip file",
     claims_much: r"its header claims 4e\+12 bytes, more than the file can hold",
+    unknown_type: r"cannot be read, cut off or no NIfTI \(data code 4097 not recognized",
+    complex_numbers: "has voxels of the type complex64, not one number each",
     negative_side: "cannot be read, cut off or no NIfTI|single slice",
     no_affine: "its affine has no three directions",
     affine_of_nothing: "its affine has numbers that are not finite",
@@ -215,6 +225,24 @@ def test_a_volume_larger_than_the_memory_is_refused_before_it_is_read(task, tmp_
     monkeypatch.setattr(dataloaders.nifti, "available_memory", lambda: 4e9)
     with pytest.raises(ValueError, match=r"needs 31.1 GB of memory, 4.0 GB are free"):
         dataloaders.nifti.read_nifti(large)
+
+
+def test_a_header_with_other_bytes_is_read_or_refused_in_one_line(tmp_path):
+    generator = np.random.default_rng(1)
+    whole = write_nifti(tmp_path / "whole.nii", noise(*SHAPE)).read_bytes()
+    path, refused = tmp_path / "damaged.nii", 0
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for at in generator.integers(352, size=3):
+            damaged[at] = generator.integers(256)
+        path.write_bytes(damaged)
+        for read in (dataloaders.nifti.read_nifti, dataloaders.nifti.header_spacing):
+            try:
+                read(path)
+            except ValueError as error:
+                assert type(error) is ValueError and "\n" not in str(error)
+                refused += 1
+    assert 100 < refused < 700
 
 
 def test_the_command_ends_with_status_2_and_one_line(task, tmp_path):
