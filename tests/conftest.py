@@ -14,8 +14,10 @@ from dataloaders.table import read_table
 
 
 def pytest_configure():
-    """Have Ctrl-C stop a program, though a shell that tests in the background has it ignored."""
+    """Have Ctrl-C and a closed terminal stop a program, though a shell that tests in the
+    background, or nohup, has them ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class DataFolder(NamedTuple):
