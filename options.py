@@ -6,9 +6,10 @@ the slides' values.
 
 import argparse
 import hashlib
+import json
 import math
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from utils.errors import OneLineParser, UserError
@@ -232,6 +233,7 @@ FREE_ON_RESUME = {
     "dry_run",
     "finish",
     "patience",
+    "report_ids",
     "client_cpus",
     "client_gpus",
     "min_clients",
@@ -282,6 +284,22 @@ def build_parser(argument_default=None) -> argparse.ArgumentParser:
         for action in parser._actions:
             action.default = argument_default
     return parser
+
+
+def own_flags(flags: Mapping[str, object]) -> dict[str, list]:
+    """{flag: [value, the preset's]} of the `flags` (args.json's) that decide what is computed and
+    are not as their preset has them, in plain types."""
+    defaults = {action.dest: action.default for action in build_parser()._actions}
+    expected = defaults | PRESETS.get(flags.get("preset"), {})
+    expected = json.loads(json.dumps(expected, default=str))
+    named = FREE_ON_RESUME - {"rounds"} | {"preset", "run_dir"}
+    if expected["relation_min_samples"] == 0:  # stands for a number, see `args_parser`
+        named.add("relation_min_samples")
+    return {
+        name: [value, expected[name]]
+        for name, value in flags.items()
+        if name in expected and name not in named and value != expected[name]
+    }
 
 
 def _preset(parser: argparse.ArgumentParser) -> None:
@@ -770,6 +788,9 @@ def _running(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--threshold", type=float, default=0.4, help="of the metrics, on softmax probabilities"
+    )
+    group.add_argument(
+        "--report_ids", action="store_true", help="name the patients of the images in the report"
     )
     group.add_argument("--save_every", type=int, default=1, help="rounds between epoch_N.pth files")
     group.add_argument("--figure_every", type=int, default=10, help="rounds between figures")

@@ -146,8 +146,9 @@ def report_labelled(model: Model, args: argparse.Namespace, out: Path) -> None:
         args.threshold or DEFAULT_THRESHOLD,
         predictions.get("val"),
         bool(args.sweep),
+        bool(args.report_ids),
     )
-    print_tables(evaluation_tables(evaluation, bool(args.sweep)))
+    print_tables(evaluation_tables(evaluation, bool(args.sweep), bool(args.report_ids)))
     flags = {"threshold": args.threshold, "sweep": args.sweep, "allow_overlap": args.allow_overlap}
     if "val" in predictions:
         flags["predictions_val"] = out / VALIDATION_FILE
@@ -352,6 +353,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         default=None,
         help="choose thresholds although validation images are also tested",
+    )
+    add(
+        "--report_ids",
+        action="store_true",
+        default=None,
+        help="name the patients of the images in the report",
     )
     add("--class_names", nargs="+", help="of a checkpoint that does not name its classes")
     add(

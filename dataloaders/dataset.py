@@ -33,7 +33,7 @@ class Batch(NamedTuple):
 
 
 class ImageDataset:
-    """uint8 images (N, S, S, C) and int64 labels (N,), with names and patients.
+    """uint8 images (N, S, S, C) and int64 labels (N,), with names, patients and sites.
 
     The pixels stay where `cache` says: on "disk" (memory-mapped), in "ram", or on each "device"
     that asks for batches; "auto" takes the device where they fit into its free memory.
@@ -52,6 +52,7 @@ class ImageDataset:
         cache: str = "auto",
         group_column: str = "PatientID",
         scan_window: str | None = None,
+        sites: Sequence[str] | None = None,
     ):
         with warnings.catch_warnings():
             # A read-only mapping: nothing here writes to pixels.
@@ -62,6 +63,7 @@ class ImageDataset:
         self.class_names = tuple(class_names)
         self.groups = None if groups is None else list(groups)
         self.group_column = group_column
+        self.sites = None if sites is None else list(sites)
         self.fingerprint = fingerprint
         self.cache = cache
         self.scan_window = scan_window
@@ -206,4 +208,5 @@ def load_dataset(
         cache,
         table.group_column,
         dicom.get("window"),
+        table.sites,
     )

@@ -144,6 +144,12 @@ def save_split(path: str | Path, table: ImageTable, dealt: Split) -> None:
     }
     if dealt.sites is not None:
         content["sites"] = dealt.sites
+    if isinstance(table, ImageTable):  # for the report: a volume has no class
+        content["held"] = {
+            "class_names": list(table.class_names),
+            "labelled_clients": content["labelled_clients"],
+            "counts": [table.select(rows).class_counts().tolist() for rows in dealt.clients],
+        }
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -180,6 +186,14 @@ def load_split(path: str | Path, table: ImageTable) -> Split:
 
 
 CLIENT = whole(0, 10**6)
+COUNTS = sequence(whole(0, 2**63), 0, 10**6)
+HELD = record(
+    {
+        "class_names": sequence(text(), 1, 10_000),
+        "labelled_clients": sequence(CLIENT, 1, 10**6),
+        "counts": sequence(COUNTS, 1, 10**6),
+    }
+)
 SPLIT_FILE = record(
     {
         "format": choice(_FORMAT),
@@ -189,7 +203,7 @@ SPLIT_FILE = record(
         "labelled_clients": sequence(CLIENT, 1, 10**6),
         "clients": sequence(sequence(text(), 0, 10**8), 1, 10**6),
     },
-    {"sites": sequence(sequence(text(), 0, 10**6), 1, 10**6)},
+    {"sites": sequence(sequence(text(), 0, 10**6), 1, 10**6), "held": HELD},
 )
 
 

@@ -14,15 +14,16 @@ from dataloaders.split import read_split
 from networks.devices import evaluation_batch_size
 from networks.models import Network
 from networks.saved import load_model
-from options import DEFAULT_CACHE
+from options import DEFAULT_CACHE, own_flags
 from predict.gradcam import draw_gradcam
 from predict.inference import predict_set
 from utils.commands import command_line
 from utils.files import write_text
+from utils.json_files import read_json
 from utils.metrics.evaluation import Evaluation, evaluation_tables, print_tables
 from utils.metrics.numbers import DEFAULT_THRESHOLD
 from utils.metrics.predictions import Predictions
-from utils.report.page import OVERLAP_FACT, write_report
+from utils.report.page import OVERLAP_FACT, PRESET_FACT, write_report
 from utils.tensors import net_device
 
 HISTORY_FILES = ("metrics.csv", "matrices.csv")
@@ -37,11 +38,13 @@ def report_network(
     threshold: str | float,
     validation: Predictions | None = None,
     with_sweep: bool = False,
+    with_ids: bool = False,
 ) -> Evaluation:
     """`write_report` of `predictions`, what `net` says about `test`, with Grad-CAM and the images
-    of the mistakes. `threshold`, `validation` and `with_sweep` are as there."""
+    of the mistakes. `threshold` and what follows are as there."""
     draw_gradcam(net, test, predictions, folder / "figures" / "gradcam.png")
-    return write_report(folder, predictions, threshold, validation, with_sweep, facts, test.picture)
+    about = (threshold, validation, with_sweep, facts, test.picture, with_ids)
+    return write_report(folder, predictions, *about)
 
 
 def report_run(
@@ -52,8 +55,10 @@ def report_run(
     facts |= describe_run(folder, test)
     batch_size = evaluation_batch_size(args.batch_size, test.input_shape, net_device(net))
     predictions = predict_set(net, test, batch_size)
-    evaluation = report_network(folder, net, test, predictions, facts, args.threshold)
-    print_tables(evaluation_tables(evaluation))
+    evaluation = report_network(
+        folder, net, test, predictions, facts, args.threshold, with_ids=args.report_ids
+    )
+    print_tables(evaluation_tables(evaluation, with_ids=args.report_ids))
 
 
 def test_command(checkpoint: Path, args: Namespace) -> str:
@@ -116,6 +121,10 @@ def describe_run(run_folder: Path, test: DataSet, noun: str = "images") -> dict[
             f"({split['how']}), {sum(len(clients[client]) for client in labelled)} of them at "
             f"{len(labelled)} clients with labels"
         )
+    if (run_folder / "args.json").exists():
+        flags = read_json(run_folder / "args.json", advice="repair or remove it")
+        own = {"preset": flags.get("preset"), "own": own_flags(flags)}
+        facts[PRESET_FACT] = json.dumps(own)
     if overlaps := overlaps_with_run(run_folder, test):
         facts[OVERLAP_FACT] = " | ".join(overlap.words() for overlap in overlaps)
     return facts

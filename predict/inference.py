@@ -89,6 +89,7 @@ def predict_set(net: Network, images: ImageDataset, batch_size: int) -> Predicti
         images.class_names,
         None if images.groups is None else np.array(images.groups),
         images.group_column,
+        None if images.sites is None else np.array(images.sites),
     )
 
 

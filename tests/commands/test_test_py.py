@@ -105,12 +105,12 @@ def test_printed_numbers_are_those_of_scikit_learn(run, tested):
         for index in present
     }
     for index, value in expected.items():
-        assert rows[index]["AUROC"] == f"{value:.4f}"
-        assert f"{value:.4f}" in tested
-    assert rows[5]["AUROC"] == f"{np.mean(list(expected.values())):.4f}"
+        assert rows[index]["AUROC"] == f"{value:.3f}"
+        assert f"{value:.3f}" in tested
+    assert rows[5]["AUROC"] == f"{np.mean(list(expected.values())):.3f}"
     overall = {row["metric"]: row["value"] for row in read_rows(out / "tables" / "overall.csv")}
     top1 = sklearn_metrics.accuracy_score(found.labels, found.probabilities.argmax(1))
-    assert overall["top-1 accuracy"] == f"{top1:.4f}"
+    assert overall["top-1 accuracy"] == f"{top1:.3f}"
 
 
 def test_a_test_leaves_the_run_alone_and_quotes_it_up_to_its_checkpoint(run, tested):

@@ -12,6 +12,7 @@ from tests.helpers import PROJECT
 from tests.helpers.examples import CLASSES, example_predictions, without_class
 from utils.errors import UserError
 from utils.metrics.evaluation import confident_mistakes, evaluate, evaluation_tables
+from utils.metrics.numbers import classification_metrics
 from utils.metrics.predictions import read_predictions, write_predictions
 
 
@@ -37,10 +38,10 @@ def test_per_class_table_counts_images_and_patients_and_agrees_with_scikit_learn
     assert column(table, "class") == [*CLASSES, "macro", "classes in macro"]
     assert column(table, "images")[3] == str(len(predictions.labels))
     assert column(table, "patients")[3] == "60"
-    assert column(table, "AUROC") == [*(f"{v:.4f}" for v in [*areas, np.mean(areas)]), "3"]
-    assert column(table, "average precision")[3] == f"{np.mean(precisions):.4f}"
+    assert column(table, "AUROC") == [*(f"{v:.3f}" for v in [*areas, np.mean(areas)]), "3"]
+    assert column(table, "average precision")[3] == f"{np.mean(precisions):.3f}"
     assert column(table, "draws")[:4] == ["1000"] * 4
-    assert column(table, "threshold")[:3] == ["0.4000"] * 3
+    assert column(table, "threshold")[:3] == ["0.400"] * 3
 
 
 def test_an_absent_class_is_na_with_its_count():
@@ -65,9 +66,26 @@ def test_mistakes_are_the_wrong_ones_the_most_confident_first():
     )
     assert confident_mistakes(predictions).tolist() == [2, 1, 3]
     assert confident_mistakes(predictions, 1).tolist() == [2]
-    table = evaluation_tables(evaluate(predictions))["mistakes"]
+    table = evaluation_tables(evaluate(predictions), with_ids=True)["mistakes"]
     assert table.header[:2] == ["ImageID", "PatientID"]
-    assert table.rows[0] == ["c", "q", "left", "0.1000", "right", "0.9000"]
+    assert table.rows[0] == ["c", "q", "left", "0.100", "right", "0.900"]
+    unnamed = evaluation_tables(evaluate(predictions))["mistakes"]
+    assert unnamed.rows[0] == ["c", "left", "0.100", "right", "0.900"]
+
+
+def test_sites_are_scored_apart_at_the_same_thresholds():
+    predictions = example_predictions()
+    assert "sites" not in evaluation_tables(evaluate(predictions))
+    sites = np.where(np.arange(len(predictions.labels)) % 3 == 0, "north", "south")
+    table = evaluation_tables(evaluate(predictions._replace(sites=sites)))["sites"]
+    assert table.header[:4] == ["site", "images", "top-1 accuracy", "AUROC"]
+    for row, site in zip(table.rows, ("north", "south"), strict=True):
+        of_site = sites == site
+        found = classification_metrics(
+            predictions.labels[of_site], predictions.probabilities[of_site], 0.4
+        )
+        assert row[:2] == [site, str(of_site.sum())]
+        assert row[2:4] == [f"{found.top1_accuracy:.3f}", f"{found.macro('auroc'):.3f}"]
 
 
 def test_youden_is_chosen_on_validation_never_on_test():

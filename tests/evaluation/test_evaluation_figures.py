@@ -102,7 +102,9 @@ def test_confusion_figure_shows_counts_and_shares():
 
 def test_mistakes_show_their_own_image_and_id():
     predictions = example_predictions()
-    figure = mistakes_figure(predictions, picture)
+    figure = mistakes_figure(predictions, picture, with_ids=True)
+    unnamed = mistakes_figure(predictions, picture)
+    assert not any("P0" in axes.get_title() for axes in unnamed.axes)
     mistakes = confident_mistakes(predictions)
     for axes, index in zip(figure.axes, mistakes, strict=True):
         assert axes.images[0].get_array()[0, 0] == index % 256

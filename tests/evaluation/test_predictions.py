@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.helpers.examples import example_predictions
 from utils.errors import UserError
 from utils.metrics.predictions import read_predictions, write_predictions
 
@@ -89,3 +90,14 @@ def test_missing_file_and_folder_are_refused(tmp_path):
     for path in (tmp_path / "missing.csv", tmp_path):
         with pytest.raises(UserError, match="give a file that test.py wrote"):
             read_predictions(path)
+
+
+@pytest.mark.parametrize("with_patients", [True, False])
+def test_sites_come_back(tmp_path, with_patients):
+    predictions = example_predictions(with_patients=with_patients)
+    sites = np.array(["north", "south, east"])[np.arange(len(predictions.labels)) % 2]
+    write_predictions(tmp_path / "p.csv", *predictions._replace(sites=sites))
+    found = read_predictions(tmp_path / "p.csv")
+    assert list(found.sites) == list(sites) and found.class_names == predictions.class_names
+    assert (found.groups is not None) is with_patients
+    np.testing.assert_array_equal(found.probabilities, predictions.probabilities)

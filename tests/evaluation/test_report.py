@@ -1,6 +1,7 @@
 """The report of a run: what it says, and that it rebuilds from its own files."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -8,10 +9,12 @@ import sys
 import numpy as np
 import pytest
 
+from options import args_parser, own_flags
 from tests.helpers import PROJECT
 from tests.helpers.examples import example_predictions, without_class
 from utils.errors import UserError
-from utils.report.page import ITEMS, rebuild_report, write_report
+from utils.report.checklist import ITEMS
+from utils.report.page import PRESET_FACT, rebuild_report, write_report
 
 FACTS = {"checkpoint": "epoch_7.pth", "architecture": "DenseNet121", "preprocessing": "64 pixels"}
 
@@ -98,6 +101,45 @@ def test_without_images_args_or_patients(tmp_path):
     assert "no interval could be given for star" in report
     assert "- **Preprocessing**: to be filled in by the author" in report
     assert "0.4 for every class, fixed beforehand" in report
+
+
+def test_the_summary_says_in_words_what_the_network_does(tmp_path):
+    predictions = example_predictions()
+    write_report(tmp_path, predictions)
+    assert re.search(r"Best told apart is \w+ \(AUROC 0\.\d{3}\), least ", page_of(tmp_path))
+    probabilities = np.tile([0.2, 0.5, 0.3], (len(predictions.labels), 1))
+    write_report(tmp_path, predictions._replace(probabilities=probabilities))
+    assert "**Every image is given the same class, square**" in page_of(tmp_path)
+    probabilities[0] = (0.6, 0.3, 0.1)
+    write_report(tmp_path, predictions._replace(probabilities=probabilities))
+    assert "Never the most probable class: star." in page_of(tmp_path)
+
+
+def test_what_a_run_is_made_of_comes_first(tmp_path):
+    flags = vars(args_parser(["--preset", "paper", "--medmnist", "x.npz", "--rounds", "7"]))
+    flags = json.loads(json.dumps(flags, default=str))
+    assert own_flags(flags) == {"rounds": [7, 100]}
+    held = {"class_names": ["round", "square"], "labelled_clients": [0], "counts": [[3, 1], [0, 5]]}
+    (tmp_path / "split.json").write_text(json.dumps({"held": held}))
+    own = json.dumps({"preset": "paper", "own": own_flags(flags)})
+    write_report(tmp_path, example_predictions(), facts={PRESET_FACT: own})
+    page = page_of(tmp_path)
+    assert "| 0 | yes | 3 | 1 | 4 |\n| 1 | no | 0 | 5 | 5 |\n| all |  | 3 | 6 | 9 |" in page
+    assert "**Flags that differ from preset paper**" in page and "| rounds | 7 | 100 |" in page
+    assert PRESET_FACT not in page.partition("## Model card")[2].lower()
+
+
+def test_patients_are_named_only_where_asked_for(tmp_path):
+    predictions = example_predictions()
+    write_report(tmp_path, predictions, load_image=picture)
+    pages = page_of(tmp_path) + (tmp_path / "report.html").read_text()
+    assert not re.search(r"\bP0\d\d\b", pages)
+    rebuild_report(tmp_path, with_ids=True)
+    assert re.search(r"\bP0\d\d\b", page_of(tmp_path))
+
+
+def page_of(folder):
+    return (folder / "REPORT.md").read_text()
 
 
 def test_what_cannot_be_rebuilt_is_refused_with_its_file(run_folder, tmp_path):

@@ -18,10 +18,12 @@ from utils.metrics.numbers import (
     youden_thresholds,
 )
 from utils.metrics.predictions import Predictions
+from utils.metrics.shares import SHARES, share_intervals
 from utils.table_files import NOT_AVAILABLE, write_table
 
 YOUDEN = "youden"
 MISTAKES = 12
+SHARE_TITLES = {"precision": "PPV"}  # positive predictive value, beside the negative one
 
 
 class Evaluation(NamedTuple):
@@ -74,15 +76,20 @@ def evaluate(
     )
 
 
-def evaluation_tables(evaluation: Evaluation, with_sweep: bool = False) -> dict[str, Table]:
-    """File stem -> table: per_class, overall, confusion, mistakes and, if asked for,
-    threshold_sweep."""
+def evaluation_tables(
+    evaluation: Evaluation, with_sweep: bool = False, with_ids: bool = False
+) -> dict[str, Table]:
+    """File stem -> table: per_class, operating_point, overall, confusion, sites where the images
+    have some, mistakes (`with_ids` with their patients) and, if asked for, threshold_sweep."""
     tables = {
         "per_class": _per_class_table(evaluation),
+        "operating_point": _operating_table(evaluation),
         "overall": _overall_table(evaluation),
         "confusion": _confusion_table(evaluation),
-        "mistakes": _mistakes_table(evaluation.predictions),
     }
+    if evaluation.predictions.sites is not None:
+        tables["sites"] = _sites_table(evaluation)
+    tables["mistakes"] = _mistakes_table(evaluation.predictions, with_ids)
     if with_sweep:
         tables["threshold_sweep"] = _sweep_table(evaluation.predictions)
     return tables
@@ -97,13 +104,13 @@ def confident_mistakes(predictions: Predictions, count: int = MISTAKES) -> np.nd
 
 
 def number(value: float) -> str:
-    """`value` with four decimals, or NA."""
-    return NOT_AVAILABLE if np.isnan(value) else f"{value:.4f}"
+    """`value` with three decimals, or NA."""
+    return NOT_AVAILABLE if np.isnan(value) else f"{value:.3f}"
 
 
 def interval(low: float, high: float) -> str:
-    """`[low, high]` with four decimals, or NA."""
-    return NOT_AVAILABLE if np.isnan(low) else f"[{low:.4f}, {high:.4f}]"
+    """`[low, high]` with three decimals, or NA."""
+    return NOT_AVAILABLE if np.isnan(low) else f"[{low:.3f}, {high:.3f}]"
 
 
 def _per_class_table(evaluation: Evaluation) -> Table:
@@ -132,6 +139,42 @@ def _per_class_table(evaluation: Evaluation) -> Table:
     return Table(title, list(columns), [list(row) for row in zip(*columns.values(), strict=True)])
 
 
+def _operating_table(evaluation: Evaluation) -> Table:
+    predictions, metrics = evaluation.predictions, evaluation.metrics
+    found = share_intervals(
+        predictions.labels,
+        predictions.probabilities,
+        metrics.thresholds,
+        predictions.groups,
+        predictions.group_noun,
+    )
+    columns = {"class": list(predictions.class_names), "images": [*map(str, metrics.images)]}
+    for field in SHARES:
+        title = SHARE_TITLES.get(field, PER_CLASS[field])
+        bounds = zip(found.low[field], found.high[field], strict=True)
+        columns[title] = [number(value) for value in getattr(metrics, field)]
+        columns[f"{title} 95%"] = [interval(*pair) for pair in bounds]
+    title = f"At the threshold, one class against the rest; 95% intervals: {found.method}"
+    return Table(title, list(columns), [list(row) for row in zip(*columns.values(), strict=True)])
+
+
+def _sites_table(evaluation: Evaluation) -> Table:
+    predictions = evaluation.predictions
+    fields = ("auroc", "sensitivity", "specificity", "f1")
+    rows = []
+    for site in np.unique(predictions.sites):
+        of_site = predictions.sites == site
+        found = classification_metrics(
+            predictions.labels[of_site],
+            predictions.probabilities[of_site],
+            evaluation.metrics.thresholds,
+        )
+        means = [number(found.macro(field)) for field in fields]
+        rows.append([str(site), str(of_site.sum()), number(found.top1_accuracy), *means])
+    header = ["site", "images", "top-1 accuracy", *(PER_CLASS[field] for field in fields)]
+    return Table("By site: means over the classes that it has", header, rows)
+
+
 def _overall_table(evaluation: Evaluation) -> Table:
     rows = [[title, number(getattr(evaluation.metrics, name))] for name, title in OVERALL.items()]
     return Table("Over all classes, by the most probable class", ["metric", "value"], rows)
@@ -147,13 +190,13 @@ def _confusion_table(evaluation: Evaluation) -> Table:
     return Table(title, ["true class", *names], rows)
 
 
-def _mistakes_table(predictions: Predictions) -> Table:
+def _mistakes_table(predictions: Predictions, with_ids: bool) -> Table:
     mistakes = confident_mistakes(predictions)
     probabilities, names = predictions.probabilities[mistakes], predictions.class_names
     true, predicted = predictions.labels[mistakes], probabilities.argmax(1)
     rows = np.arange(len(mistakes))
     columns = {"ImageID": [str(predictions.names[index]) for index in mistakes]}
-    if predictions.groups is not None:
+    if with_ids and predictions.groups is not None:
         columns[predictions.group_column] = [str(predictions.groups[index]) for index in mistakes]
     columns["true class"] = [names[label] for label in true]
     columns["its probability"] = [number(value) for value in probabilities[rows, true]]

@@ -1,8 +1,8 @@
 """predictions_test.csv: what a classifier said about each image, so that anyone can re-score it.
 
-Columns: `ImageID`, optionally `PatientID` or `lesion_id`, `label` (the name of the true class),
-then one column of softmax probabilities per class, named by the class. Probabilities are written
-so that reading gives the same float64 back, bit for bit.
+Columns: `ImageID`, optionally `PatientID` or `lesion_id`, optionally `site`, `label` (the name of
+the true class), then one column of softmax probabilities per class, named by the class.
+Probabilities are written so that reading gives the same float64 back, bit for bit.
 """
 
 import csv
@@ -18,6 +18,7 @@ from utils.text import csv_cell, from_csv_cell
 
 IMAGE_COLUMN = "ImageID"
 LABEL_COLUMN = "label"
+SITE_COLUMN = "site"
 # column -> what one calls the things it names
 GROUP_COLUMNS = {"PatientID": "patients", "lesion_id": "lesions"}
 SUM_TOLERANCE = 1e-3
@@ -32,6 +33,7 @@ class Predictions(NamedTuple):
     class_names: Sequence[str]
     groups: np.ndarray | None = None  # (N,) ids of the patients or lesions
     group_column: str = "PatientID"
+    sites: np.ndarray | None = None  # (N,) names of the hospitals or sources
 
     @property
     def group_noun(self) -> str:
@@ -47,6 +49,7 @@ def write_predictions(
     class_names: Sequence[str],
     groups: np.ndarray | None = None,
     group_column: str = "PatientID",
+    sites: Sequence[str] | None = None,
 ) -> None:
     """Write a predictions file, whole or not at all; the arguments are as in `Predictions`.
 
@@ -55,9 +58,10 @@ def write_predictions(
     header = [IMAGE_COLUMN, LABEL_COLUMN, *class_names]
     columns = [names, [class_names[label] for label in labels]]
     columns += [map(repr, column.tolist()) for column in np.asarray(probabilities, np.float64).T]
-    if groups is not None:
-        header.insert(1, group_column)
-        columns.insert(1, groups)
+    for name, ids in ((SITE_COLUMN, sites), (group_column, groups)):
+        if ids is not None:
+            header.insert(1, name)
+            columns.insert(1, ids)
     with atomic_write(path, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(map(csv_cell, header))
@@ -74,7 +78,9 @@ def read_predictions(path: str | os.PathLike) -> Predictions:
     """
     header, lines, rows = _read_rows(path)
     group_column = header[1] if len(header) > 1 and header[1] in GROUP_COLUMNS else None
-    first_class = 3 if group_column else 2
+    site_at = 2 if group_column else 1
+    has_sites = header[site_at : site_at + 2] == [SITE_COLUMN, LABEL_COLUMN]
+    first_class = 2 + (group_column is not None) + has_sites
     class_names = tuple(header[first_class:])
     if header[0] != IMAGE_COLUMN or header[first_class - 1 : first_class] != [LABEL_COLUMN]:
         raise UserError(
@@ -103,6 +109,7 @@ def read_predictions(path: str | os.PathLike) -> Predictions:
         class_names=class_names,
         groups=np.array(columns[1]) if group_column else None,
         group_column=group_column or "PatientID",
+        sites=np.array(columns[site_at]) if has_sites else None,
     )
 
 

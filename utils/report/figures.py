@@ -22,11 +22,15 @@ ImageLoader = Callable[[int], np.ndarray]
 
 @styled
 def draw_all(
-    evaluation: Evaluation, folder: str | os.PathLike, load_image: ImageLoader | None = None
+    evaluation: Evaluation,
+    folder: str | os.PathLike,
+    load_image: ImageLoader | None = None,
+    with_ids: bool = False,
 ) -> list[Path]:
     """Draw roc, precision_recall, confusion, reliability and, given images, mistakes as PNG files.
 
-    `load_image(index)` gives image `index` of the predictions as uint8 (H, W) or (H, W, 3).
+    `with_ids` names the patients of the mistakes. `load_image(index)` gives image `index` of the
+    predictions as uint8 (H, W) or (H, W, 3).
     Returns the paths, in that order.
     """
     predictions, metrics = evaluation.predictions, evaluation.metrics
@@ -43,7 +47,7 @@ def draw_all(
         "reliability": reliability_figure(predictions),
     }
     if load_image is not None and len(confident_mistakes(predictions)):
-        figures["mistakes"] = mistakes_figure(predictions, load_image)
+        figures["mistakes"] = mistakes_figure(predictions, load_image, with_ids)
     paths = [Path(folder) / f"{name}.png" for name in figures]
     for figure, path in zip(figures.values(), paths, strict=True):
         save_figure(figure, path)
@@ -181,8 +185,10 @@ def reliability_figure(predictions: Predictions) -> Figure:
     return figure
 
 
-def mistakes_figure(predictions: Predictions, load_image: ImageLoader) -> Figure:
-    """The images of `confident_mistakes` with their ids, true and predicted classes."""
+def mistakes_figure(
+    predictions: Predictions, load_image: ImageLoader, with_ids: bool = False
+) -> Figure:
+    """The images of `confident_mistakes` with names (and patients), true and predicted classes."""
     mistakes = confident_mistakes(predictions)
     columns = min(4, len(mistakes))
     rows = -(-len(mistakes) // columns)
@@ -200,7 +206,7 @@ def mistakes_figure(predictions: Predictions, load_image: ImageLoader) -> Figure
         probabilities = predictions.probabilities[index]
         true, predicted = predictions.labels[index], probabilities.argmax()
         caption = [label(str(predictions.names[index]), 28)]
-        if predictions.groups is not None:
+        if with_ids and predictions.groups is not None:
             caption.append(label(f"{predictions.group_column} {predictions.groups[index]}", 28))
         caption.append(f"true: {label(names[true], 18)} ({probabilities[true]:.2f})")
         caption.append(f"said: {label(names[predicted], 18)} ({probabilities[predicted]:.2f})")

@@ -6,6 +6,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from utils.json_files import read_json
 from utils.metrics.evaluation import (
     YOUDEN,
     Evaluation,
+    Table,
     evaluate,
     evaluation_tables,
     interval,
@@ -27,6 +29,7 @@ from utils.metrics.predictions import Predictions, read_predictions, write_predi
 from utils.plots.runs import rebuild_figures
 from utils.report.blocks import (
     REBUILD,
+    Block,
     Heading,
     Items,
     TableBlock,
@@ -36,69 +39,11 @@ from utils.report.blocks import (
     table_blocks,
     write_page,
 )
+from utils.report.checklist import REFERENCE, TO_BE_FILLED, claim_rows
 from utils.report.figures import ImageLoader, draw_all
 from utils.report.volumes import SCORES_FILE, rebuild_volume_report
 from utils.schema import Check, anything, choice, mapping, record, text
 from utils.text import markdown_text
-
-REFERENCE = "CLAIM 2024 update, doi:10.1148/ryai.240300"
-TO_BE_FILLED = "to be filled in by the author"
-
-ITEMS = (
-    "Title: a study of AI, and of which kind",
-    "Abstract: design, methods, results, conclusions",
-    "Background, intended use and role",
-    "Aims and hypotheses",
-    "Prospective or retrospective",
-    "Goal of the study",
-    "Data: sources",
-    "Data: who is included and excluded",
-    "Data: preprocessing",
-    "Data: selection of subsets",
-    "Data: de-identification",
-    "Data: what was done about missing data",
-    "Data: image acquisition",
-    "Reference standard: definition",
-    "Reference standard: reasons for it",
-    "Reference standard: who annotated",
-    "Reference standard: annotation of the test set",
-    "Reference standard: agreement of the annotators",
-    "Partitions: how images were assigned",
-    "Partitions: at which level they are disjoint",
-    "Test set: intended size",
-    "Model: description",
-    "Model: software",
-    "Model: initial parameters",
-    "Training: details",
-    "Training: how the final model was chosen",
-    "Training: ensembles",
-    "Evaluation: metrics",
-    "Evaluation: uncertainty",
-    "Evaluation: robustness",
-    "Evaluation: explanations",
-    "Evaluation: on internal data",
-    "Evaluation: on external data",
-    "Trial registration",
-    "Results: numbers of patients, included and excluded",
-    "Results: demographic and clinical characteristics",
-    "Results: performance and its uncertainty",
-    "Results: diagnostic performance and its precision",
-    "Results: analysis of failures",
-    "Limitations",
-    "Implications for practice",
-    "Full protocol or technical details",
-    "Availability of software, model and data",
-    "Funding",
-)
-
-
-def claim_rows(answers: dict[int, str]) -> list[list[str]]:
-    """[number, item, answer] of every item; items without an answer are the author's to fill in."""
-    return [
-        [str(item), words, answers.get(item, TO_BE_FILLED)]
-        for item, words in enumerate(ITEMS, start=1)
-    ]
-
 
 TEST_FILE, VALIDATION_FILE = "predictions_test.csv", "predictions_val.csv"
 SETTINGS_FILE = "evaluation.json"
@@ -116,11 +61,15 @@ CAPTIONS = {
 
 
 OVERLAP_FACT = "overlap of the sets"  # the fact that answers item 20
+PRESET_FACT = "flags of its own"  # JSON {"preset": name, "own": {flag: [here, in the preset]}}
 
 # What a report was made with, for making it again; see `write_report`.
 SETTINGS = record(
     {"threshold": text(40), "sweep": choice(True, False)},
-    {"facts": mapping(text(200), text(100_000), largest=100)},
+    {
+        "facts": mapping(text(200), text(100_000), largest=100),
+        "report_ids": choice(True, False),
+    },
 )
 
 
@@ -132,6 +81,7 @@ def write_report(
     with_sweep: bool = False,
     facts: dict[str, str] | None = None,
     load_image: ImageLoader | None = None,
+    with_ids: bool = False,
 ) -> Evaluation:
     """Evaluate, and write everything about it to `folder`, the run's own.
 
@@ -139,7 +89,8 @@ def write_report(
     a rebuild needs), tables/, figures/ and REPORT.md; args.json and env.json are quoted,
     metrics.csv and matrices.csv drawn, where the folder has them. `facts` are lines for the model
     card, by name: "checkpoint", "architecture", "preprocessing", "training data" and others.
-    `threshold` and `validation` are as in `evaluate`, `load_image` as in `draw_all`.
+    `threshold` and `validation` are as in `evaluate`, `load_image` as in `draw_all`; `with_ids`
+    names the patients of the images that are shown.
     """
     folder = Path(folder)
     evaluation = evaluate(predictions, threshold, validation)
@@ -147,16 +98,18 @@ def write_report(
     if validation is not None:
         write_predictions(folder / VALIDATION_FILE, *validation)
     settings = {"threshold": str(threshold), "sweep": with_sweep, "facts": facts or {}}
+    settings["report_ids"] = with_ids
     write_text(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
-    write_tables(evaluation_tables(evaluation, with_sweep), folder / "tables")
+    tables = evaluation_tables(evaluation, with_sweep, with_ids)
+    write_tables(tables, folder / "tables")
     if (folder / "matrices.csv").exists():
         rebuild_figures(folder)
-    draw_all(evaluation, folder / "figures", load_image)
-    _write_pages(folder, evaluation, with_sweep, facts or {})
+    draw_all(evaluation, folder / "figures", load_image, with_ids)
+    _write_pages(folder, evaluation, tables, facts or {})
     return evaluation
 
 
-def rebuild_report(folder: str | os.PathLike) -> Evaluation:
+def rebuild_report(folder: str | os.PathLike, with_ids: bool = False) -> Evaluation:
     """`write_report` again from the files that it left in `folder`; pictures of images stay as
     they are. `UserError` where predictions_test.csv or what else is needed is missing."""
     folder = Path(folder)
@@ -169,26 +122,28 @@ def rebuild_report(folder: str | os.PathLike) -> Evaluation:
         read_predictions(folder / VALIDATION_FILE) if threshold == YOUDEN else None,
         settings.get("sweep", False),
         settings.get("facts", {}),
+        with_ids=with_ids or settings.get("report_ids", False),
     )
 
 
 def _write_pages(
-    folder: Path, evaluation: Evaluation, with_sweep: bool, facts: dict[str, str]
+    folder: Path, evaluation: Evaluation, tables: Mapping[str, Table], facts: dict[str, str]
 ) -> None:
     run_args = _json_or_empty(folder / "args.json")
     environment = _json_or_empty(folder / "env.json")
-    tables = evaluation_tables(evaluation, with_sweep)
     answers = _claim_answers(evaluation, facts, run_args, environment, folder)
     blocks = [
         Text(_summary(evaluation)),
         Heading("Tables"),
         *table_blocks(tables, TOTAL_ROWS),
+        *held_blocks(folder),
         Items(_notes(evaluation)),
         Heading("Figures"),
         *picture_blocks(folder, CAPTIONS),
         Heading("Model card"),
         Items(_model_card(evaluation, facts)),
         Heading("How it was run"),
+        *own_flags_blocks(facts),
         settings_block("Flags (args.json)", run_args),
         settings_block("Environment (env.json)", environment),
         Text(REBUILD),
@@ -204,8 +159,31 @@ def _summary(evaluation: Evaluation) -> str:
         f"On {_sample_words(evaluation.predictions)} the AUROC is {number(metrics.macro('auroc'))} "
         f"(95% interval {interval(intervals.macro_low, intervals.macro_high)}), the mean over "
         f"{metrics.defined('auroc')} of {len(metrics.auroc)} classes. The most probable class is "
-        f"right in {number(metrics.top1_accuracy)} of the images.{_absent(evaluation)}"
+        f"right in {number(metrics.top1_accuracy)} of the images.{_absent(evaluation)} {_said_words(evaluation)}"
     )
+
+
+def _said_words(evaluation: Evaluation) -> str:
+    """Which classes are told apart best and least, and whether any is never said."""
+    names, metrics = evaluation.predictions.class_names, evaluation.metrics
+    said = metrics.confusion.sum(axis=0)
+    if np.count_nonzero(said) == 1:
+        only = markdown_text(names[int(said.argmax())])
+        return (
+            f"**Every image is given the same class, {only}**: what rests on the most probable "
+            "class says how frequent that class is, not how well the network tells them apart."
+        )
+    words = []
+    if metrics.defined("auroc") > 1:
+        best, least = int(np.nanargmax(metrics.auroc)), int(np.nanargmin(metrics.auroc))
+        words.append(
+            f"Best told apart is {markdown_text(names[best])} (AUROC "
+            f"{number(metrics.auroc[best])}), least {markdown_text(names[least])} "
+            f"({number(metrics.auroc[least])})."
+        )
+    if never := [names[index] for index in np.flatnonzero(said == 0)]:
+        words.append(f"Never the most probable class: {markdown_text(', '.join(never))}.")
+    return " ".join(words)
 
 
 def _absent(evaluation: Evaluation) -> str:
@@ -220,6 +198,38 @@ def _sample_words(predictions: Predictions) -> str:
     if predictions.groups is None:
         return images
     return f"{images} of {np.unique(predictions.groups).size} {predictions.group_noun}"
+
+
+def held_blocks(folder: Path) -> list[TableBlock]:
+    """Which client held how many training images of which class, as split.json says."""
+    held = _json_or_empty(folder / "split.json").get("held")
+    if held is None:
+        return []
+    labeled = held["labelled_clients"]
+    rows = [
+        [str(client), "yes" if client in labeled else "no", *map(str, counts), str(sum(counts))]
+        for client, counts in enumerate(held["counts"])
+    ]
+    sums = [sum(column) for column in zip(*held["counts"], strict=True)]
+    rows.append(["all", "", *map(str, sums), str(sum(sums))])
+    header = ["client", "labels", *held["class_names"], "images"]
+    return [TableBlock("Who held which training images", header, rows, "split.json", 1)]
+
+
+def own_flags_blocks(facts: Mapping[str, str]) -> list[Block]:
+    """The flags by which a run differs from its preset, where that is known."""
+    if PRESET_FACT not in facts:
+        return []
+    flags = json.loads(facts[PRESET_FACT])
+    title = f"Flags that differ from preset {flags['preset']}"
+    if not flags["own"]:
+        return [Text(f"{title}: none.")]
+    rows = [[name, *map(_shown, pair)] for name, pair in flags["own"].items()]
+    return [TableBlock(title, ["flag", "here", "in the preset"], rows)]
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _notes(evaluation: Evaluation) -> list[str]:
@@ -247,6 +257,7 @@ def _model_card(evaluation: Evaluation, facts: dict[str, str]) -> list[str]:
         *(
             f"**{name[:1].upper()}{name[1:]}**: {markdown_text(value)}"
             for name, value in facts.items()
+            if name != PRESET_FACT
         ),
         f"**Test data**: {_sample_words(predictions)}; counts per class in the first table.",
         f"**Threshold**: {evaluation.threshold_rule}.",
@@ -300,7 +311,7 @@ def _claim_answers(
         29: "95% intervals of the AUROC by bootstrap; how, under the tables",
         35: f"{_sample_words(predictions)} included; those excluded: {TO_BE_FILLED}",
         37: _summary(evaluation),
-        38: "table per_class: sensitivity, specificity, predictive values (without intervals)",
+        38: "table operating_point: sensitivity, specificity, predictive values with 95% intervals",
         39: "table mistakes, confusion matrix; their causes: " + TO_BE_FILLED,
         40: "limits in the model card; further ones: " + TO_BE_FILLED,
         41: "none for practice: research, not for clinical use",
@@ -335,9 +346,11 @@ def main() -> None:
     """`python -m utils.report runs/NAME`: rebuild tables/, figures/ and REPORT.md."""
     parser = OneLineParser(prog="python -m utils.report", description=main.__doc__)
     parser.add_argument("folder", type=Path, help=f"a folder with {TEST_FILE} or {SCORES_FILE}")
-    folder = parser.parse_args().folder
+    parser.add_argument("--report_ids", action="store_true", help="name the patients of mistakes")
+    args = parser.parse_args()
+    folder = args.folder
     if (folder / SCORES_FILE).exists():
         rebuild_volume_report(folder)
     else:
-        rebuild_report(folder)
+        rebuild_report(folder, args.report_ids)
     print(f"report: {folder / 'REPORT.md'}")

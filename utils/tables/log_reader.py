@@ -68,7 +68,7 @@ def _value(text: str) -> object:
 RESUMPTION_FLAGS = frozenset(
     {"resume", "rounds", "start_epoch", "global_step", "gpu", "run_dir", "progress", "dry_run"}
     | {"cache", "cache_dir", "compile", "precision", "client_state", "keep_state", "on_bad_client"}
-    | {"keep_rounds", "sites", "finish", "patience"}
+    | {"keep_rounds", "sites", "finish", "patience", "report_ids", "follow_links"}
     | {"save_every", "figure_every", "client_cpus", "client_gpus", "min_clients", "client_timeout"}
     | {"root_path", "csv_file_train", "csv_file_val", "csv_file_test", "medmnist", "volumes"}
 )
