@@ -232,6 +232,7 @@ FREE_ON_RESUME = {
     "progress",
     "dry_run",
     "finish",
+    "args_from",
     "patience",
     "report_ids",
     "client_cpus",
@@ -250,8 +251,11 @@ def args_parser(argv: Sequence[str] | None = None) -> argparse.Namespace:
     # Of the flags only the preset is read at first: --help then shows that preset's values.
     first = OneLineParser(prog="python train_main.py", allow_abbrev=False, add_help=False)
     _preset(first)
+    chosen = first.parse_known_args(argv)[0]
     parser = build_parser()
-    parser.set_defaults(**PRESETS[first.parse_known_args(argv)[0].preset])
+    parser.set_defaults(**PRESETS[chosen.preset])
+    if chosen.args_from is not None:
+        parser.set_defaults(**flags_of_run(chosen.args_from, parser))
     args = parser.parse_args(argv)
     if args.relation_min_samples == 0:
         args.relation_min_samples = RELATION_MIN_AT_SITES if args.engine == "sites" else 1
@@ -262,6 +266,24 @@ def args_parser(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 RELATION_MIN_AT_SITES = 5
+NOT_AGAIN = ("run_dir", "resume", "dry_run", "finish", "args_from")
+
+
+def flags_of_run(path: Path, parser: argparse.ArgumentParser) -> dict[str, object]:
+    """The flags of another run, its folder or args.json, as `parser` would have read them; without
+    those that say where it lies and how it went on."""
+    from utils.json_files import read_json  # loads PyTorch, which --help does without
+
+    file = path / "args.json" if path.is_dir() else path
+    saved = read_json(file, advice="give --args_from a run's folder")
+    kinds = {action.dest: action.type for action in parser._actions}
+    if unknown := sorted(saved.keys() - kinds.keys()):
+        raise UserError(f"{file}: this version has no --{unknown[0]}; remove that line")
+    return {
+        name: Path(value) if kinds[name] is Path and value is not None else value
+        for name, value in saved.items()
+        if name not in NOT_AGAIN
+    }
 
 
 def explicit_flags(argv: Sequence[str] | None = None) -> dict:
@@ -305,6 +327,12 @@ def own_flags(flags: Mapping[str, object]) -> dict[str, list]:
 def _preset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset", choices=PRESETS, default="slides", help="which source's values to take"
+    )
+    parser.add_argument(
+        "--args_from",
+        type=Path,
+        metavar="RUN",
+        help="take every flag from that run's folder, or args.json; flags typed beside it win",
     )
 
 

@@ -21,6 +21,7 @@ from utils.errors import UserError
 from utils.files import FolderLock
 
 ARGS_FILE = "args.json"
+SAID_ONCE = ("finish", "args_from")
 ENV_FILE = "env.json"
 PACKAGES = (
     "torch",
@@ -189,11 +190,11 @@ def differences(flags: Mapping, before: Mapping) -> str:
 
 
 def plain_args(args: Namespace) -> dict:
-    """The flags as JSON types; without `finish`, which is said of a run once and not kept."""
+    """The flags as JSON types; without those that are said of a run once and not kept."""
     return {
         name: str(value) if isinstance(value, Path) else value
         for name, value in vars(args).items()
-        if name != "finish"
+        if name not in SAID_ONCE
     }
 
 

@@ -19,6 +19,7 @@ from local_update import ClientUpdate, LocalUpdate, Task
 from networks.devices import activation_bytes, choose_precision
 from networks.models import Network
 from networks.saved import architecture, model_bytes, model_content
+from options import own_flags
 from predict.inference import gives_finite_output
 from record.checks import refuse_other_data, refuse_other_precision, refuse_small_disk
 from record.duration import reason_to_end, round_costs, round_line
@@ -181,6 +182,8 @@ class Run:
             log_lines.training_size_line(data.num_training),
         )
         self.log.open(self.folder / "log.txt", first_lines)
+        own = own_flags(plain_args(self.args))
+        self.say(log_lines.own_flags_note(self.args.preset, own))
         if len(devices) > 1 or self.args.engine != "loop":
             self.say(f"{log_lines.SIDE_BY_SIDE}: the times of their lines say nothing of one alone")
         if overlap is not None:

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -204,7 +205,7 @@ def test_every_flag_is_read_somewhere():
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("args"):
                 read.add(node.attr)
-    assert sorted(set(flag_names()) - read) == []
+    assert sorted(set(flag_names()) - read - {"args_from"}) == []  # which options.py reads itself
 
 
 def test_every_flag_has_help():
@@ -311,3 +312,18 @@ def test_a_client_on_flower_is_not_compiled():
     for engine in ("flower", "sites"):
         with pytest.raises(UserError, match=f"--compile on: clients of --engine {engine} train"):
             args_parser(["--preset", "demo", "--engine", engine, "--compile", "on"])
+
+
+def test_flags_of_another_run_are_fed_back_and_typed_ones_win(tmp_path):
+    typed = ["--preset", "paper", "--medmnist", "x.npz", "--rounds", "7", "--batch_size", "6"]
+    first = args_parser(typed)
+    (tmp_path / "args.json").write_text(json.dumps(plain_args(first)))
+    again = args_parser(["--args_from", str(tmp_path)])
+    assert plain_args(again) == plain_args(first) and again.medmnist == Path("x.npz")
+    changed = args_parser(["--args_from", str(tmp_path / "args.json"), "--rounds", "9"])
+    assert (changed.rounds, changed.batch_size, changed.preset) == (9, 6, "paper")
+    (tmp_path / "args.json").write_text('{"no_such_flag": 1}')
+    with pytest.raises(UserError, match="this version has no --no_such_flag"):
+        args_parser(["--args_from", str(tmp_path)])
+    with pytest.raises(UserError, match="args.json: no such file; give --args_from a run"):
+        args_parser(["--args_from", str(tmp_path / "nowhere" / "args.json")])

@@ -90,7 +90,7 @@ def test_thresholds_of_youden_come_from_the_validation_set(run, tested):
         points = sklearn_metrics.roc_curve(truth, scores, drop_intermediate=False)
         false_positive, true_positive, thresholds = (values[1:] for values in points)  # not inf
         best = (true_positive - false_positive).argmax()
-        assert float(row["threshold"]) == pytest.approx(thresholds[best], abs=5e-5)
+        assert float(row["threshold"]) == pytest.approx(thresholds[best], abs=5e-4)
     assert "choosing among them is optimistic" in tested
     assert len(read_rows(out / "tables" / "threshold_sweep.csv")) == 27
 
@@ -139,7 +139,8 @@ def test_deleted_tables_and_figures_come_back_without_images(run, tested, tmp_pa
     rebuild_report(copy)
     after = files_below(copy)
     assert after.keys() == before.keys()
-    assert [path.name for path in before if before[path] != after[path]] == ["REPORT.md"]
+    changed = {path.name for path in before if before[path] != after[path]}
+    assert changed == {"REPORT.md", "report.html"}
     report = copy / "REPORT.md"
     renamed = before[report].replace(b"# Evaluation of epoch_0-testing", b"# Evaluation of copy")
     assert after[report] == renamed  # its title is the folder's name

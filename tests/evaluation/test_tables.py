@@ -13,6 +13,7 @@ from options import FREE_ON_RESUME
 from tests.helpers import PROJECT
 from utils.errors import UserError
 from utils.table_files import to_latex
+from utils.tables.latex import paper_form
 from utils.tables.log_lines import (
     CLIENT_RULE,
     NOTE_MARK,
@@ -22,6 +23,8 @@ from utils.tables.log_lines import (
     evaluation_line,
     loss_line,
     namespace_line,
+    own_flags_note,
+    own_flags_of,
     training_size_line,
 )
 from utils.tables.log_reader import RESUMPTION_FLAGS, parse_log, parse_namespace
@@ -422,11 +425,10 @@ def test_command_prints_and_writes_tables_whose_cells_stand_in_the_log(tmp_path)
     assert done.returncode == 0, done.stderr
     assert "2 line(s) not understood." in done.stdout
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert written == sorted(
-        f"bench_{name}.{kind}"
-        for name in ("runs", "rounds", "groups")
-        for kind in ("csv", "md", "tex")
-    )
+    tables = [
+        f"{name}.{kind}" for name in ("runs", "rounds", "groups") for kind in ("csv", "md", "tex")
+    ]
+    assert written == sorted(f"bench_{name}" for name in [*tables, "paper.tex"])
     with open(tmp_path / "out" / "bench_rounds.csv", newline="") as file:
         last, best, cut, _ = csv.DictReader(file)
     assert last["round"] == best["round"] == cut["round"] == "2"
@@ -454,3 +456,68 @@ def test_no_log_is_one_line_and_status_2(tmp_path, content):
 def test_a_folder_without_a_log_is_named():
     with pytest.raises(UserError, match="log.txt"):
         read_logs([PROJECT / "tests"])
+
+
+def write_logs(tmp_path, **logs):
+    paths = []
+    for name, text in logs.items():
+        paths.append(tmp_path / f"{name}.txt")
+        paths[-1].write_text(text)
+    return read_logs(paths)
+
+
+def with_own_flags(text, preset, *names):
+    return text.replace(
+        "Begin:", f"{stamp(36000.0)}{NOTE_MARK}{own_flags_note(preset, names)}\nBegin:", 1
+    )
+
+
+def test_what_a_preset_explains_is_said_by_its_name(tmp_path):
+    flags = {"preset": "paper", "base_lr": 2e-4, "method": "fedirm"}
+    other = {"preset": "slides", "base_lr": 1e-3, "method": "fedavg"}
+    one, two = write_run(**flags), write_run(**other)
+    runs = write_logs(tmp_path, a=one, b=two)
+    assert groups_table(runs)[0].rows[0][0] == "preset=paper, base_lr=0.0002, method=fedirm"
+    own = with_own_flags(one, "paper"), with_own_flags(two, "slides", "method")
+    runs = write_logs(tmp_path, a=own[0], b=own[1])
+    assert runs[1].run.own_flags == {"method"} and runs[0].run.lines_not_understood == 0
+    settings = [row[0] for row in groups_table(runs)[0].rows[::2]]
+    assert settings == ["preset=paper, method=fedirm", "preset=slides, method=fedavg"]
+    assert own_flags_of(f"{NOTE_MARK}clients: by site") is None
+
+
+def test_runs_tested_on_other_images_are_marked_and_never_averaged(tmp_path):
+    same = [write_run(seed=seed, csv_file_test="a/testing.csv") for seed in (1, 2)]
+    table, notes = groups_table(write_logs(tmp_path, a=same[0], b=same[1]))
+    assert len(table.rows) == 2 and not notes
+    other = write_run(seed=2, csv_file_test="b/testing.csv")
+    table, notes = groups_table(write_logs(tmp_path, a=same[0], b=other))
+    assert [row[0] for row in table.rows[::2]] == [
+        "the same [test data A]",
+        "the same [test data B]",
+    ]
+    assert "NOT to be compared" in notes[0] and f"{tmp_path}/a.txt" in notes[0]
+    # in runs' folders the images themselves are looked at, wherever they lay
+    for name, images in (("one", "xy"), ("two", "yx"), ("three", "xz")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log.txt").write_text(write_run(seed=ord(name[1]), csv_file_test=name))
+        rows = "".join(f"{image},l,0.5,0.5\n" for image in images)
+        (tmp_path / name / "predictions_test.csv").write_text(f"ImageID,label,l,r\n{rows}")
+    folders = [tmp_path / name for name in ("one", "two", "three")]
+    assert not groups_table(read_logs(folders[:2]))[1]
+    assert groups_table(read_logs(folders))[1][0].startswith("test data A: ")
+
+
+def test_the_papers_form_is_percent_with_booktabs():
+    header = ["arguments that differ", "which", "runs", "rounds done", "AUROC", "F1", "HD95 (mm)"]
+    rows = [
+        ["method=fed_irm", "last", "3", "100", "0.8756 ± 0.0056", "0.5986 (2 of 3)", "1.5 ± 0.25"],
+        ["method=fed_irm", "best", "3", "100", "0.9 ± 0.1", "0.6", "1.0"],
+        ["method=x", "last", "1", "100", "NA", "0.5", "2.0"],
+    ]
+    assert paper_form(header, rows) == (
+        "\\begin{tabular}{lcccc}\n\\toprule\nSetting & Runs & AUC & F1 & HD95 (mm) \\\\\n"
+        "\\midrule\n"
+        "method=fed\\_irm & 3 & $87.56 \\pm 0.56$ & $59.86$ (2 of 3) & $1.50 \\pm 0.25$ \\\\\n"
+        "method=x & 1 & -- & $50.00$ & $2.00$ \\\\\n\\bottomrule\n\\end{tabular}\n"
+    )

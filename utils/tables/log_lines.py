@@ -7,6 +7,7 @@ front of it. A client's line is written when the server hands it the weights, be
 
 import argparse
 import re
+from collections.abc import Iterable
 
 CLIENT_RULE = "--"
 SIDE_BY_SIDE = "clients train side by side"  # a note's beginning: their lines' times overlap
@@ -22,6 +23,22 @@ METRIC_WORDS = {
     "HD95": "hd95",
     "ASD": "asd",
 }
+
+
+_OWN_FLAGS = "flags beside preset "
+
+
+def own_flags_note(preset: str, names: Iterable[str]) -> str:
+    """A note: which flags are not as the preset has them."""
+    return f"{_OWN_FLAGS}{preset}: {' '.join(names) or 'none'}"
+
+
+def own_flags_of(note: str) -> frozenset[str] | None:
+    """What `own_flags_note` was given, None for any other note."""
+    beginning, _, names = note.removeprefix(NOTE_MARK).partition(": ")
+    if not beginning.startswith(_OWN_FLAGS):
+        return None
+    return frozenset(names.split()) - {"none"}
 
 
 def namespace_line(args: argparse.Namespace) -> str:

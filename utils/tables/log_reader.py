@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.tables.log_lines import NOTE_MARK, RECORD, SIDE_BY_SIDE, STAMP, metrics_of
+from utils.tables.log_lines import NOTE_MARK, RECORD, SIDE_BY_SIDE, STAMP, metrics_of, own_flags_of
 
 _NAMESPACE = "Namespace("
 _OPENING, _CLOSING, _QUOTES = "([{", ")]}", "'\""
@@ -68,7 +68,7 @@ def _value(text: str) -> object:
 RESUMPTION_FLAGS = frozenset(
     {"resume", "rounds", "start_epoch", "global_step", "gpu", "run_dir", "progress", "dry_run"}
     | {"cache", "cache_dir", "compile", "precision", "client_state", "keep_state", "on_bad_client"}
-    | {"keep_rounds", "sites", "finish", "patience", "report_ids", "follow_links"}
+    | {"keep_rounds", "sites", "finish", "patience", "report_ids", "follow_links", "args_from"}
     | {"save_every", "figure_every", "client_cpus", "client_gpus", "min_clients", "client_timeout"}
     | {"root_path", "csv_file_train", "csv_file_val", "csv_file_test", "medmnist", "volumes"}
 )
@@ -106,7 +106,8 @@ class RunLog:
     """One run as its log tells it. `rounds` is keyed by the round's number.
 
     `wall_seconds` sums the steps between time stamps (None without two of them); the pause
-    before a resumed run is not in it. `notes` says in words what had to be decided.
+    before a resumed run is not in it. `notes` says in words what had to be decided. `own_flags`:
+    those that are not as the run's preset has them, None where the log does not say.
     """
 
     source: str
@@ -116,6 +117,7 @@ class RunLog:
     wall_seconds: float | None = None
     lines_not_understood: int = 0
     notes: list[str] = field(default_factory=list)
+    own_flags: frozenset[str] | None = None
 
     def finished_rounds(self) -> list[RoundLog]:
         """The rounds whose training was closed by a loss line, in order."""
@@ -255,6 +257,8 @@ class _LogReader:
         if record["rule"]:
             return True
         if record["note"]:
+            if (own := own_flags_of(record["note"])) is not None:
+                self.run.own_flags = own
             self.side_by_side |= record["note"].startswith(NOTE_MARK + SIDE_BY_SIDE)
             return True
         if _CUT.match(self.text, record.end()):

@@ -3,7 +3,8 @@
 `python -m utils.tables LOG [LOG ...] [--out STEM]` prints three Markdown tables: how far each run
 came, what it measured in its last and in its best round, and mean ± standard deviation over the
 runs that differ in nothing but the seed. With --out it also writes STEM_runs, STEM_rounds and
-STEM_groups as .csv, .md and .tex. A LOG is a file or a run's folder.
+STEM_groups as .csv, .md and .tex, and STEM_paper.tex in the form of the paper's Table 1. A LOG is a
+file or a run's folder.
 """
 
 import math
@@ -14,7 +15,10 @@ from datetime import timedelta
 from pathlib import Path
 
 from utils.errors import OneLineParser, UserError
+from utils.files import write_text
+from utils.metrics.predictions import read_predictions
 from utils.table_files import NOT_AVAILABLE, to_markdown, write_table
+from utils.tables.latex import paper_form
 from utils.tables.log_reader import RESUMPTION_FLAGS, RoundLog, RunLog, parse_log
 
 # Arguments that say which copy of an experiment a run is, or where it ran, not what it is.
@@ -32,6 +36,7 @@ VOLUME_METRICS = {
     "test_hd95": "HD95 (mm)",
     "test_asd": "ASD (mm)",
 }
+TEST_FLAGS = ("csv_file_test", "medmnist", "volumes")  # what names the images tested on
 ABSENT = "-"
 CHOICES = ("last", "best")
 
@@ -51,6 +56,7 @@ class NamedRun:
 
     name: str
     run: RunLog
+    folder: Path | None = None
 
     def chosen_round(self, choice: str) -> RoundLog | None:
         """The last round with test metrics, or (best) the first with the highest test AUROC, of
@@ -103,7 +109,8 @@ def read_logs(paths: Sequence[Path]) -> list[NamedRun]:
         if not runs:
             raise UserError(f"{log}: no run in it; name the log.txt of a run")
         numbers = [f"#{number}" for number in range(1, len(runs) + 1)] if runs[1:] else [""]
-        named += [NamedRun(f"{path}{n}", run) for n, run in zip(numbers, runs, strict=True)]
+        folder = log.parent if len(runs) == 1 else None
+        named += [NamedRun(f"{path}{n}", run, folder) for n, run in zip(numbers, runs, strict=True)]
     return named
 
 
@@ -117,6 +124,40 @@ def differing_arguments(listed: Iterable[Mapping[str, object]]) -> list[str]:
     names = dict.fromkeys(name for arguments in listed for name in arguments)
     values = {name: {repr(given.get(name, ABSENT)) for given in listed} for name in names}
     return [name for name in names if len(values[name]) > 1]
+
+
+def _differing(runs: Sequence[NamedRun]) -> list[str]:
+    """`differing_arguments` of runs; those that their presets explain are left to `preset`."""
+    names = differing_arguments(named.run.arguments for named in runs)
+    told = [named.run.own_flags for named in runs if named.run.arguments]
+    if "preset" not in names or None in told:
+        return names
+    own = frozenset().union(*told)
+    return [name for name in names if name == "preset" or name in own]
+
+
+def mark_test_data(runs: Sequence[NamedRun]) -> dict[str, str]:
+    """{name of a run: A, B, ...} by the images it was tested on; empty where all have the same.
+
+    They are those of predictions_test.csv where every run's folder has one, else what the flags
+    name; runs whose flags are unknown are left out.
+    """
+    files = [named.folder and named.folder / "predictions_test.csv" for named in runs]
+    if all(file is not None and file.exists() for file in files):
+        tested = {
+            named.name: tuple(sorted(read_predictions(file).names))
+            for named, file in zip(runs, files, strict=True)
+        }
+    else:
+        tested = {
+            named.name: tuple(str(named.run.arguments.get(flag)) for flag in TEST_FLAGS)
+            for named in runs
+            if named.run.arguments
+        }
+    kinds = list(dict.fromkeys(tested.values()))
+    if len(kinds) < 2:
+        return {}
+    return {name: chr(ord("A") + kinds.index(kind) % 26) for name, kind in tested.items()}
 
 
 def _telling(arguments: Mapping[str, object]) -> dict[str, object]:
@@ -142,7 +183,7 @@ def _setting(named: NamedRun, names: Sequence[str]) -> str:
 
 def runs_table(runs: Sequence[NamedRun]) -> Table:
     """How far each run came and what a client cost."""
-    names = differing_arguments(named.run.arguments for named in runs)
+    names = _differing(runs)
     header = [
         "run",
         "arguments that differ",
@@ -237,13 +278,18 @@ def groups_table(runs: Sequence[NamedRun]) -> tuple[Table, list[str]]:
     counts (the later of equals): a repetition is not another sample. Of different seeds those with
     the most finished rounds count: a mean over different rounds is of nothing.
     """
-    names = differing_arguments(named.run.arguments for named in runs)
+    names = _differing(runs)
     metrics = metrics_of_runs(runs)
     header = ["arguments that differ", "which", "runs", "rounds done", *metrics.values()]
     groups: dict[str, list[NamedRun]] = {}
+    marks = mark_test_data(runs)
     for named in runs:
-        groups.setdefault(_setting(named, names), []).append(named)
+        mark = f" [test data {marks[named.name]}]" if named.name in marks else ""
+        groups.setdefault(_setting(named, names) + mark, []).append(named)
     rows, notes = [], []
+    for letter in sorted(set(marks.values())):
+        members = ", ".join(name for name, of in marks.items() if of == letter)
+        notes.append(f"test data {letter}: {members}; NOT to be compared with the other letters")
     for setting, members in groups.items():
         seeds = _one_per_seed(members)
         left_out = [named.name for named in members if named not in seeds]
@@ -297,6 +343,9 @@ def main() -> None:
         if options.out:
             stem = options.out.with_name(f"{options.out.name}_{name}")
             write_table(stem, table.header, table.rows)
+    if options.out:
+        paper = options.out.with_name(f"{options.out.name}_paper.tex")
+        write_text(paper, paper_form(groups.header, groups.rows))
     notes += [f"{named.name}: {note}" for named in runs for note in dict.fromkeys(named.run.notes)]
     print("".join(f"- {note}\n" for note in notes), end="")
     strange = sum(named.run.lines_not_understood for named in runs)
