@@ -159,7 +159,8 @@ def _summary(evaluation: Evaluation) -> str:
         f"On {_sample_words(evaluation.predictions)} the AUROC is {number(metrics.macro('auroc'))} "
         f"(95% interval {interval(intervals.macro_low, intervals.macro_high)}), the mean over "
         f"{metrics.defined('auroc')} of {len(metrics.auroc)} classes. The most probable class is "
-        f"right in {number(metrics.top1_accuracy)} of the images.{_absent(evaluation)} {_said_words(evaluation)}"
+        f"right in {number(metrics.top1_accuracy)} of the images.{_absent(evaluation)} "
+        f"{_said_words(evaluation)}"
     )
 
 
