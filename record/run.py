@@ -182,8 +182,7 @@ class Run:
             log_lines.training_size_line(data.num_training),
         )
         self.log.open(self.folder / "log.txt", first_lines)
-        own = own_flags(plain_args(self.args))
-        self.say(log_lines.own_flags_note(self.args.preset, own))
+        self.say(log_lines.own_flags_note(self.args.preset, own_flags(plain_args(self.args))))
         if len(devices) > 1 or self.args.engine != "loop":
             self.say(f"{log_lines.SIDE_BY_SIDE}: the times of their lines say nothing of one alone")
         if overlap is not None:
@@ -293,7 +292,7 @@ class Run:
         self.matrices.append(RoundMatrices.of_round(round, self.server.pictures(reports)))
         self._save(progress, data, last)
         self._write_tables(data.class_names)
-        self._add_to_curves()
+        self._add_to_curves(data.class_names)
         self.say(round_line(self.history, self.costs, last))
         if progress.next_round % self.args.figure_every == 0:
             rebuild_figures(self.folder)
@@ -356,14 +355,15 @@ class Run:
         write_rows(self.folder / "metrics.csv", self.history)
         write_rows(self.folder / "matrices.csv", matrices_rows(self.matrices, class_names))
 
-    def _add_to_curves(self) -> None:
+    def _add_to_curves(self, class_names: Sequence[str]) -> None:
         row = self.history[-1]
         if self.curves is None:
             self.curves = Curves(self.folder / "tb", row["round"])
             self.curves.hyperparameters(plain_args(self.args), (*self.task.headline, "loss"))
         self.curves.scalars(row, row["round"])
-        for name, matrix in self.matrices[-1].means.items():
-            self.curves.matrix(name, matrix, row["round"])
+        if (row["round"] + 1) % self.args.figure_every == 0:
+            for name, matrix in self.matrices[-1].means.items():
+                self.curves.matrix(name, matrix, class_names, row["round"])
         self.curves.flush()
 
     # ---- after the last round

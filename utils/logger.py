@@ -20,6 +20,7 @@ from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
 from utils.files import write_text
+from utils.plots.style import matrix_picture
 from utils.tables.log_lines import NOTE_MARK
 from utils.text import csv_cell, printable
 
@@ -128,6 +129,24 @@ def write_rows(path: Path, rows: Sequence[Mapping]) -> None:
     write_text(path, buffer.getvalue())
 
 
+# Columns of metrics.csv that begin so, or end so, form a group of curves.
+_BEGINNINGS = {"test": "test", "val": "val", "seconds": "time", "clients": "clients"}
+_BEGINNINGS["learning_rate"] = "learning_rate"
+
+
+def curve_tag(column: str) -> str:
+    """A column of metrics.csv as TensorBoard groups it: test_auroc -> test/auroc, supervised_loss
+    -> loss/supervised, seconds_round -> time/round; what fits none goes to method/."""
+    for beginning, group in _BEGINNINGS.items():
+        if column.startswith(f"{beginning}_"):
+            return f"{group}/{column.removeprefix(f'{beginning}_')}"
+    if column == "loss":
+        return "loss/mean"
+    if column.endswith("_loss"):
+        return f"loss/{column.removesuffix('_loss')}"
+    return f"method/{column}"
+
+
 class Curves:
     """TensorBoard: one scalar per number, one picture per matrix, in `folder`.
 
@@ -142,25 +161,25 @@ class Curves:
         self._write(first_step, session_log=restart)  # later steps of an earlier try are void
 
     def scalars(self, row: Mapping, step: int) -> None:
-        """Every number of a metrics.csv row; empty cells are left out."""
+        """Every number of a metrics.csv row under its `curve_tag`; empty cells are left out."""
         for name, value in row.items():
             if isinstance(value, (int, float)) and math.isfinite(value) and name != "round":
-                self._write(step, summary=summary.scalar(name, value))
+                self._write(step, summary=summary.scalar(curve_tag(name), value))
 
     def hyperparameters(self, flags: Mapping, metrics: Sequence[str]) -> None:
-        """The run's flags (JSON types), for TensorBoard's table of runs, beside these scalars."""
+        """The run's flags (JSON types), for TensorBoard's table of runs, beside the curves of
+        these columns."""
         shown = {
             name: value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
             for name, value in flags.items()
         }
-        for part in summary.hparams(shown, dict.fromkeys(metrics)):
+        for part in summary.hparams(shown, dict.fromkeys(map(curve_tag, metrics))):
             self._write(0, summary=part)
 
-    def matrix(self, name: str, values, step: int, magnify: int = 24) -> None:
-        """A (C, C) array in [0, 1] as a grey picture, `magnify` pixels per cell; NaN is black."""
-        picture = np.nan_to_num(np.asarray(values)).repeat(magnify, axis=0).repeat(magnify, axis=1)
-        grey = (picture[None].clip(0, 1) * 255).astype(np.uint8)
-        self._write(step, summary=summary.image(name, grey))
+    def matrix(self, name: str, values, class_names: Sequence[str], step: int) -> None:
+        """A (C, C) array as a picture with the classes' names and the numbers in the cells."""
+        picture = matrix_picture(np.asarray(values, float), class_names)
+        self._write(step, summary=summary.image(f"matrices/{name}", picture.transpose(2, 0, 1)))
 
     def flush(self) -> None:
         """Hand what was written over to the system."""

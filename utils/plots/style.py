@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -113,3 +114,14 @@ def draw_matrix(
         if len(ticks) > 7:  # narrow cells
             cell = cell.removeprefix("0")
         axes.text(column, row, cell, ha="center", va="center", color=ink, fontsize=size)
+
+
+@styled
+def matrix_picture(matrix: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """`draw_matrix` of one (C, C) matrix as pixels, uint8 (H, W, 3)."""
+    side = 1.6 + 0.55 * len(class_names)
+    figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
+    draw_matrix(figure.subplots(), matrix, class_names, matrix_colors([matrix]))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
