@@ -12,6 +12,7 @@ from dataloaders.split import Split
 from local_supervised import SupervisedLocalUpdate
 from local_unsupervised import ConsistencyLocalUpdate, UnsupervisedLocalUpdate
 from local_update import LocalUpdate
+from methods.fixmatch import FixMatchLocalUpdate
 from methods.self_training import SelfTrainingLocalUpdate
 from networks.densenet import find_imagenet_weights
 from networks.devices import (
@@ -46,6 +47,7 @@ METHODS = {
     "fed_consistency": Method(SupervisedLocalUpdate, ConsistencyLocalUpdate, RelationServer),
     "fed_selftraining": Method(SupervisedLocalUpdate, SelfTrainingLocalUpdate, RelationServer),
     "fedavg": Method(SupervisedLocalUpdate, None, RelationServer),
+    "fixmatch": Method(SupervisedLocalUpdate, FixMatchLocalUpdate, RelationServer),
 }
 
 

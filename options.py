@@ -52,7 +52,7 @@ def _digest(described: dict) -> str:
 VOLUME_PHANTOM = ("phantom_patients", "phantom_difficulty")  # what embedded volumes depend on
 TASKS = ("classification", "segmentation")
 NETWORKS = ("densenet121", "unet3d")
-METHODS = ("fedirm", "fed_consistency", "fed_selftraining", "fedavg")
+METHODS = ("fedirm", "fed_consistency", "fed_selftraining", "fedavg", "fixmatch")
 
 PAPER = {
     "rounds": 100,
@@ -532,6 +532,12 @@ def _federation(parser: argparse.ArgumentParser) -> None:
         help="clients count alike, or by their number of images (N_k / N)",
     )
     group.add_argument(
+        "--labeled_weight",
+        type=float,
+        default=1.0,
+        help="the labelled clients count so many times as much in every average",
+    )
+    group.add_argument(
         "--aggregate",
         choices=AGGREGATES,
         default="mean",
@@ -661,6 +667,24 @@ def _unlabeled(parser: argparse.ArgumentParser) -> None:
         choices=("logits", "probabilities"),
         default="logits",
         help="what M^u averages over the reliable samples of a pseudo class",
+    )
+    group.add_argument(
+        "--fixmatch_threshold",
+        type=float,
+        default=0.95,
+        help="method fixmatch: a weak view's label counts from this probability on",
+    )
+    group.add_argument(
+        "--fixmatch_jitter",
+        type=float,
+        default=0.5,
+        help="method fixmatch: largest change of contrast and brightness in the strong view",
+    )
+    group.add_argument(
+        "--fixmatch_cutout",
+        type=float,
+        default=0.5,
+        help="method fixmatch: largest side of the square cut out, a share of the image's",
     )
     group.add_argument(
         "--relation_distance", choices=DISTANCES, default="kl", help="between relation matrices"
@@ -925,6 +949,10 @@ RANGES = {
     "entropy_threshold": (0, 100),
     "confidence_threshold": (0, 1),
     "relation_scale": (0, 1e6),
+    "labeled_weight": (1e-6, 1e6),
+    "fixmatch_threshold": (0, 1),
+    "fixmatch_jitter": (0, 1),
+    "fixmatch_cutout": (0, 1),
     "relation_min_samples": (0, 1_000_000),
     "consistency_scale": (0, 1e6),
     "drop_rate": (0, 0.99),
@@ -1008,6 +1036,8 @@ def check_values(args: argparse.Namespace) -> None:
 
 def _check_task(args: argparse.Namespace) -> None:
     segmentation = args.task == "segmentation"
+    if segmentation and args.method == "fixmatch":
+        raise UserError("--method fixmatch: its strong view is of images; --task classification")
     if segmentation != (args.network == "unet3d"):
         raise UserError(
             f"--task {args.task} --network {args.network}: volumes are segmented by unet3d, images "

@@ -55,8 +55,10 @@ class Server:
         return [client for client in clients if (not stopped if client.labeled else joined)]
 
     def weight(self, update: ClientUpdate) -> float:
-        """A client's weight in the average, relative to the others': N_k, or 1 for each."""
-        return update.num_samples if self.args.fedavg_weights == "size" else 1
+        """A client's weight in the average, relative to the others': N_k, or 1 for each, times
+        `--labeled_weight` where it has labels."""
+        size = update.num_samples if self.args.fedavg_weights == "size" else 1
+        return size * self.args.labeled_weight if update.labeled else size
 
     def average(
         self,

@@ -89,6 +89,7 @@ METHOD_TITLES = {
     "fed_selftraining": "Fed-SelfTraining",
     "fed_consistency": "Fed-Consistency",
     "fedirm": "FedIRM",
+    "fixmatch": "FixMatch + FedAvg",
 }
 
 

@@ -108,6 +108,7 @@ TABLE = {
     "labeled_stop": (0, 200, 200),
     "stopped_clients": ("average", "average", "average"),
     "fedavg_weights": ("size", "equal", "equal"),
+    "labeled_weight": (1.0, 1.0, 1.0),
     "head_bias": ("uniform", "zero", "zero"),
     "eval_every": (1, 10, 1),
     "eval_at": ("last", "first", "last"),

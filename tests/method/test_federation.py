@@ -298,6 +298,18 @@ def test_the_head_begins_without_a_preference_as_in_the_released_program(preset)
     assert weights["densenet121.classifier.0.weight"].any()
 
 
+@pytest.mark.parametrize(
+    ("weighting", "weight", "expected"),
+    # (4 * 1 + 3) / 5; (4 * 30 * 1 + 10 * 3) / 130
+    [("equal", "4", 7 / 5), ("size", "4", 150 / 130), ("equal", "0.5", 7 / 3)],
+)
+def test_labelled_clients_count_so_many_times(weighting, weight, expected):
+    server = Server(options("--fedavg_weights", weighting, "--labeled_weight", weight))
+    updates = [update(1.0, 30), update(3.0, 10, labeled=False)]
+    weights, _ = server.average(iter(updates), {}, 0, torch.device("cpu"), lambda _: None)
+    assert weights["w"].tolist() == pytest.approx([expected] * 3)
+
+
 def test_mean_relation_stays_where_nobody_measures():
     measured = [update(0.0, 1), update(0.0, 1, labeled=False)]
     server = RelationServer(options())

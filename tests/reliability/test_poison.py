@@ -15,7 +15,7 @@ from server import Server
 from tests.helpers.small_clients import make_dataset, make_network
 from utils.errors import UserError
 
-ARGS = SimpleNamespace(fedavg_weights="equal", aggregate="mean", bad_clients=1)
+ARGS = SimpleNamespace(fedavg_weights="equal", labeled_weight=1.0, aggregate="mean", bad_clients=1)
 
 
 # ---- outliers
