@@ -176,7 +176,10 @@ def test_the_released_programs_checkpoint_on_a_medmnist_file(released, run):
         run_test_py(*source)
     with pytest.raises(UserError, match="does not say how .*; say it with --image_size"):
         run_test_py(*source, "--class_names", *names)
-    with pytest.raises(UserError, match="classes are class_0, .* made for a, b, c, d, e"):
+    with pytest.raises(
+        UserError,
+        match=r"made for \(number 1 is .class_0., not .a.\); .* this order: a, b, c, d, e",
+    ):
         run_test_py(*source, "--image_size", "40", "--class_names", *"abcde")
     run_test_py(*source, "--image_size", "40", "--class_names", *names, "--threshold", "youden")
     out = released / "epoch_1-toy"

@@ -12,6 +12,7 @@ import reproduce
 from paper.comparison import SettingRuns
 from paper.published import ITEMS
 from paper.volumes import pair_table, volume_means, write_volume_item
+from tests.helpers.volumes import write_prepared
 from utils.errors import UserError
 from utils.metrics.volumes import VOLUME_METRICS, VolumeScores
 from utils.plots import runs as plots
@@ -119,7 +120,8 @@ def test_a_structure_without_a_number_counts_in_no_volumes_mean():
     assert volume_means(scores) == {"a": 0.5, "c": pytest.approx(0.3)}
 
 
-def test_one_command_plans_five_rows_and_three_seeds(prepared, tmp_path, capsys, monkeypatch):
+def test_one_command_plans_five_rows_and_three_seeds(tmp_path, capsys, monkeypatch):
+    prepared = write_prepared(tmp_path / "volumes", 34, patients=True)  # enough for ten clients
     words = ["reproduce.py", "hippocampus", "--volumes", prepared, "--runs", tmp_path, "--dry_run"]
     monkeypatch.setattr("sys.argv", list(map(str, words)))
     reproduce.main()
