@@ -675,6 +675,9 @@ def _unlabeled(parser: argparse.ArgumentParser) -> None:
         help="method fixmatch: a weak view's label counts from this probability on",
     )
     group.add_argument(
+        "--fixmatch_weight", type=float, default=1.0, help="method fixmatch: factor on its loss"
+    )
+    group.add_argument(
         "--fixmatch_jitter",
         type=float,
         default=0.5,
@@ -951,6 +954,7 @@ RANGES = {
     "relation_scale": (0, 1e6),
     "labeled_weight": (1e-6, 1e6),
     "fixmatch_threshold": (0, 1),
+    "fixmatch_weight": (0, 1e6),
     "fixmatch_jitter": (0, 1),
     "fixmatch_cutout": (0, 1),
     "relation_min_samples": (0, 1_000_000),

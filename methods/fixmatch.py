@@ -58,7 +58,7 @@ def fixmatch_loss(
 
 
 class FixMatchLocalUpdate(LocalUpdate):
-    """Trains without labels: `--unsupervised_weight` times `fixmatch_loss`.
+    """Trains without labels: `--fixmatch_weight` times `fixmatch_loss`, from its first round on.
 
     Both views pass the network as one batch, so that BatchNorm sees them together and once.
     """
@@ -87,7 +87,7 @@ class FixMatchLocalUpdate(LocalUpdate):
                 logits = net(torch.cat([weak, strong]))[1]
                 of_weak, of_strong = logits.chunk(2)
                 matched, confident = fixmatch_loss(of_weak, of_strong, args.fixmatch_threshold)
-                loss = args.unsupervised_weight * matched
+                loss = args.fixmatch_weight * matched
                 take_step(optimizer, loss)
                 log.add(batch, loss, confident.float().mean())
 
