@@ -21,7 +21,7 @@ if __name__ == "__main__":
     check_installed()
 
 from dataloaders.dataset import ImageDataset, load_dataset
-from dataloaders.dicom import WINDOW_CHOICES, Preprocessing
+from dataloaders.dicom import WINDOW_CHOICES
 from dataloaders.medmnist import load_medmnist
 from dataloaders.overlap import DataSet, compare_all, members_of, overlaps_with_run, warning_line
 from dataloaders.table import MULTI_LABEL, read_table
@@ -31,21 +31,12 @@ from predict.card import (
     copy_history,
     describe_model,
     describe_run,
-    preprocessing_words,
     report_network,
 )
-from predict.files import ImageFiles
-from predict.gradcam import HeatPictures
-from predict.inference import UNLIKE, FilePredictions, predict_set
-from predict.model import HOW_TO_KNOW, SIZES, Model, load, prediction_table
-from predict.scans import (
-    REJECTED_FILE,
-    scan_files,
-    summary_lines,
-    write_scan_predictions,
-    write_studies,
-)
+from predict.inference import UNLIKE, predict_set
+from predict.model import HOW_TO_KNOW, SIZES, Model, load
 from predict.segmenter import Segmenter, load_segmenter, open_held_out, predict_volumes
+from predict.unlabelled import predict_anything, predict_folder
 from predict.volume_report import TEST_LIST, describe_segmenter, report_volumes
 from record.opening import ARGS_FILE, describe_environment, is_run
 from utils.commands import command_line
@@ -57,10 +48,8 @@ from utils.metrics.numbers import DEFAULT_THRESHOLD
 from utils.report.page import TEST_FILE, VALIDATION_FILE
 from utils.tensors import net_device
 from utils.text import first_difference
-from utils.workers import available_cores
 
 DEFAULT_GPU = "0"
-PREDICTIONS_FILE = "predictions.csv"
 SOURCES = ("csv_file_test", "medmnist", "predict", "dicom")
 # What has a meaning with labels, and what without.
 LABELLED_ONLY = ("csv_file_val", "multi_label", "threshold", "sweep", "cache_dir")
@@ -84,9 +73,9 @@ def main() -> None:
     model = load(args.resume, device, args.precision, args.class_names, print, **given)
     out = args.out or default_folder(args)
     if args.dicom is not None:
-        predict_folder(model, args, out)
+        predict_folder(model, args, out, facts_of(model))
     elif args.predict is not None:
-        predict_anything(model, args, out)
+        predict_anything(model, args, out, facts_of(model))
     else:
         report_labelled(model, args, out)
 
@@ -205,61 +194,6 @@ def refuse_other_classes(images: ImageDataset, model: Model) -> None:
             f"the images' classes are not those that {model.path} was made for "
             f"({first_difference(images.class_names, names)}); give the columns these names in "
             f"this order: {', '.join(names)}"
-        )
-
-
-def predict_folder(model: Model, args: argparse.Namespace, out: Path) -> None:
-    """Probabilities per slice and per study of a folder of DICOM files."""
-    scans = scan_files(args.dicom, model.scan_preprocessing(), model.image_size())
-    predictions = predict_and_draw(model, scans, args, out)
-    write_scan_predictions(out, predictions, model.class_names)
-    write_model_facts(model, model.scan_preprocessing(), out)
-    end_with_summary(model, predictions, out, REJECTED_FILE, "slices")
-    if not predictions.slices:
-        raise UserError(f"--dicom {args.dicom}: none of its files is a CT slice that can be read")
-
-
-def predict_anything(model: Model, args: argparse.Namespace, out: Path) -> None:
-    """predictions.csv of pictures, scans and volumes without labels; studies.csv where there are
-    studies."""
-    predictions = predict_and_draw(model, model.open(args.predict, args.root_path), args, out)
-    table = prediction_table(predictions, model.class_names)
-    write_text(out / PREDICTIONS_FILE, table.to_csv(index=False, lineterminator="\n"))
-    if any(found.study for found in predictions.slices):
-        write_studies(out, predictions, model.class_names)
-    write_model_facts(model, model.scans_or_none(), out)
-    end_with_summary(model, predictions, out, PREDICTIONS_FILE, "images")
-    if not predictions.slices:
-        raise UserError(
-            f"--predict: none of {len(predictions.rejected)} files can be read, "
-            f"{predictions.rejected[0].file}: {predictions.rejected[0].reason}"
-        )
-
-
-def predict_and_draw(model: Model, files: ImageFiles, args: argparse.Namespace, out: Path):
-    """`Model.predict_files`; with --gradcam also a picture of the evidence for each."""
-    workers = available_cores() if args.workers is None else args.workers
-    drawing = HeatPictures(model.net, out / "gradcam") if args.gradcam else None
-    unlike = args.unlike or "refuse"
-    return model.predict_files(files, args.batch_size, workers, unlike, drawing)
-
-
-def write_model_facts(model: Model, scans: Preprocessing | None, out: Path) -> None:
-    """model.json: which checkpoint, and how its images were made."""
-    made = preprocessing_words(model.image_size(), scans and scans._asdict())
-    facts = facts_of(model) | {"preprocessing": made}
-    write_text(out / "model.json", json.dumps(facts, indent=2) + "\n")
-
-
-def end_with_summary(
-    model: Model, predictions: FilePredictions, out: Path, left_out_in: str, noun: str
-) -> None:
-    """What the terminal says at the end."""
-    print("\n".join(summary_lines(predictions, left_out_in, noun)))
-    if predictions.slices:
-        print(
-            f"every one is given one of the classes {', '.join(model.class_names)}, also one that "
-            f"shows none of them; for research, not for clinical use\npredictions: {out}"
         )
 
 
