@@ -64,7 +64,7 @@ def _value(text: str) -> object:
 
 
 # Flags that may differ between the start of a run and its resumption, in old and new programs: a
-# superset of options.FREE_ON_RESUME, which is not imported because torch would come with it.
+# superset of options.FREE_ON_RESUME, which utils, the lowest room, does not import.
 RESUMPTION_FLAGS = frozenset(
     {"resume", "rounds", "start_epoch", "global_step", "gpu", "run_dir", "progress", "dry_run"}
     | {"cache", "cache_dir", "compile", "precision", "client_state", "keep_state", "on_bad_client"}
