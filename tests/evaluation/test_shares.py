@@ -52,3 +52,10 @@ def test_a_share_of_one_is_no_certainty_and_of_nothing_has_no_interval():
     assert np.isnan(found.low["precision"][1])  # nothing is called the second class
     undefined = share_intervals(labels, probabilities, np.array([np.nan, 0.5]), groups)
     assert all(np.isnan(undefined.low[name][0]) for name in SHARES)
+
+
+def test_shares_that_are_all_0_or_1_have_their_intervals():
+    labels, groups = np.array([0, 1]), np.array(["a", "b"])
+    found = share_intervals(labels, np.eye(2), np.array([0.5, 0.5]), groups)
+    for name in SHARES:
+        assert (found.high[name] == 1).all() and (found.low[name] > 0).all()

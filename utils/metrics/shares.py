@@ -76,7 +76,9 @@ def _drawn(
     point = ratio(right.sum(axis=1), counted.sum(axis=1))
     low, high = np.full((2, shares, classes), np.nan)
     between = (point > 0) & (point < 1)
-    low[between], high[between] = np.nanpercentile(samples[:, between], (TAIL, 100 - TAIL), axis=0)
+    if between.any():
+        drawn = np.nanpercentile(samples[:, between], (TAIL, 100 - TAIL), axis=0)
+        low[between], high[between] = drawn
     _, member = np.unique(groups, return_inverse=True)
     for share, of_class in np.argwhere((point == 0) | (point == 1)):
         patients = np.unique(member[counted[share, :, of_class] > 0]).size
