@@ -24,7 +24,7 @@ from dataloaders.dataset import ImageDataset, load_dataset
 from dataloaders.dicom import WINDOW_CHOICES
 from dataloaders.medmnist import load_medmnist
 from dataloaders.overlap import DataSet, compare_all, members_of, overlaps_with_run, warning_line
-from dataloaders.table import MULTI_LABEL, read_table
+from dataloaders.table import MULTI_LABEL, ImageTable, read_table
 from networks.saved import find_checkpoint
 from options import DEFAULT_CACHE, PRECISIONS
 from predict.card import (
@@ -117,10 +117,7 @@ def run_facts(
 
 def report_labelled(model: Model, args: argparse.Namespace, out: Path) -> None:
     """Metrics, tables, figures and REPORT.md of labelled images."""
-    mode = model.content["architecture"]["mode"]
-    datasets = load_images(args, mode, model.image_size())
-    for images in datasets.values():
-        refuse_other_classes(images, model)
+    datasets = load_images(args, model, model.image_size())
     check_overlap(args, datasets)
     predictions = {
         name: predict_set(model.net, images, args.batch_size) for name, images in datasets.items()
@@ -145,27 +142,28 @@ def report_labelled(model: Model, args: argparse.Namespace, out: Path) -> None:
     print(f"\nreport: {out / 'REPORT.md'}; score again: {again}")
 
 
-def load_images(
-    args: argparse.Namespace, label_uncertainty: str, image_size: int
-) -> dict[str, ImageDataset]:
-    """The data set "test", and "val" where a threshold is to be chosen on it."""
+def load_images(args: argparse.Namespace, model: Model, image_size: int) -> dict[str, ImageDataset]:
+    """The data set "test", and "val" where a threshold is to be chosen on it. Before anything is
+    decoded, `UserError` unless the classes are the model's."""
     if args.medmnist is not None:
         splits = ("validation", "testing") if args.threshold == YOUDEN else ("testing",)
-        return load_medmnist(args.medmnist, image_size, "auto", splits)[1]
+        tables, datasets = load_medmnist(args.medmnist, image_size, "auto", splits)
+        for table in tables.values():
+            refuse_other_classes(table, model)
+        return datasets
     files = {"test": args.csv_file_test, "val": args.csv_file_val}
-    cache_dir = args.cache_dir or DEFAULT_CACHE
-    return {
-        name: load_dataset(
-            read_table(path, label_uncertainty, args.multi_label or "refuse"),
-            args.root_path,
-            image_size,
-            "auto",
-            cache_dir,
-            print,
-            bool(args.follow_links),
-        )
+    mode = model.content["architecture"]["mode"]
+    tables = {
+        name: read_table(path, mode, args.multi_label or "refuse")
         for name, path in files.items()
         if path is not None
+    }
+    for table in tables.values():
+        refuse_other_classes(table, model)
+    places = (args.root_path, image_size, "auto", args.cache_dir or DEFAULT_CACHE)
+    return {
+        name: load_dataset(table, *places, print, bool(args.follow_links))
+        for name, table in tables.items()
     }
 
 
@@ -186,7 +184,7 @@ def check_overlap(args: argparse.Namespace, datasets: dict[str, ImageDataset]) -
         print(line)
 
 
-def refuse_other_classes(images: ImageDataset, model: Model) -> None:
+def refuse_other_classes(images: ImageTable, model: Model) -> None:
     """Raise `UserError` unless the data set's classes are the checkpoint's, in its order."""
     names = model.content["class_names"]
     if list(images.class_names) != names:

@@ -24,7 +24,7 @@ from utils.report.blocks import (
     table_blocks,
     write_page,
 )
-from utils.text import markdown_text
+from utils.text import csv_cell, from_csv_cell, markdown_text
 
 SCORES_FILE, FACTS_FILE = "scores_test.csv", "evaluation.json"
 COLUMNS = ("VolumeID", "PatientID", "site", "structure", *VOLUME_METRICS)
@@ -54,7 +54,8 @@ def write_scores(path: Path, scores: VolumeScores) -> None:
             for at, structure in enumerate(scores.class_names):
                 values = [scores.values[metric][row, at] for metric in VOLUME_METRICS]
                 cells = ["" if np.isnan(value) else repr(float(value)) for value in values]
-                writer.writerow([name, group, site, structure, *cells])
+                texts = [csv_cell(text) for text in (name, group, site, structure)]
+                writer.writerow([*texts, *cells])
 
 
 def read_scores(path: Path) -> VolumeScores:
@@ -62,6 +63,7 @@ def read_scores(path: Path) -> VolumeScores:
     try:
         with open(path, encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file, strict=True)
+        rows = [[from_csv_cell(cell) for cell in row] for row in rows]
         if tuple(header) != COLUMNS or not rows:
             raise ValueError("its columns are not " + ", ".join(COLUMNS))
         names = list(dict.fromkeys(row[0] for row in rows))
