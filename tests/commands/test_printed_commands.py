@@ -83,7 +83,7 @@ def test_testing_again_gives_the_numbers_of_the_report(drop_folder, tmp_path):
     )
     assert first.names == second.names
     score = scored[scored.index("score again: ") :].splitlines()[0].removeprefix("score again: ")
-    assert "0.3000" in inside_project(score)
+    assert "threshold: 0.3 for every class" in inside_project(score)
 
 
 def test_a_medmnist_run_is_tested_on_its_file():

@@ -13,6 +13,7 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
 from tests.helpers import PROJECT
+from utils.logger import curve_tag
 
 FIGURE_EVERY = 2
 PATIENCE = 240  # seconds, on a busy machine
@@ -71,7 +72,7 @@ def test_tensorboard_gets_the_flags_beside_the_metrics_in_one_place(stopped):
     events = read_events(folder / "tb")
     values = [value for event in events for value in event.summary.value]
     tags = {value.tag for value in values}
-    assert {"test_auroc", "loss", "labeled_mean", "unlabeled_mean"} <= tags
+    assert {"test/auroc", curve_tag("loss"), "matrices/labeled_mean"} <= tags
     data = {
         value.tag: HParamsPluginData.FromString(value.metadata.plugin_data.content)
         for value in values
@@ -84,4 +85,4 @@ def test_tensorboard_gets_the_flags_beside_the_metrics_in_one_place(stopped):
     assert shown["method"].string_value == "fedirm"
     experiment = data["_hparams_/experiment"].experiment
     metrics = {info.name.tag for info in experiment.metric_infos}
-    assert "test_auroc" in metrics and metrics <= tags
+    assert "test/auroc" in metrics and metrics <= tags
