@@ -245,7 +245,9 @@ def test_links_and_pictures_lead_somewhere():
 def test_the_readme_from_raw_scans_to_tables(readme, place):
     assert readme["make demo"] == "train_main.py --preset demo\n"
     assert readme["make demo-3d"] == "train_main.py --preset demo-3d\n"
-    assert readme["make test"] == "-m ruff check .\n-m ruff format --check .\n-m pytest\n"
+    lint, side_by_side = "-m ruff check .\n-m ruff format --check .\n", "--dist loadfile\n"
+    assert readme["make test"].startswith(f"{lint}-m pytest --numprocesses auto ")
+    assert readme["make test"].endswith(side_by_side)
     assert re.search(r"\ntime: about \d+ .* for 100 rounds", readme[IS_DRY])
     report = (place / "runs/NAME/REPORT.md").read_text()
     assert "DICOM through the window 'triple' to 32 pixels a side" in report
