@@ -24,6 +24,10 @@ from utils.plots.style import matrix_picture
 from utils.tables.log_lines import NOTE_MARK
 from utils.text import csv_cell, printable
 
+# A thread of tqdm's would adapt how often its bars are drawn. A signal that ends a run can leave
+# the lock taken for which that thread waits, and the end of the program waits for the thread.
+tqdm.monitor_interval = 0
+
 
 class StampFormatter(logging.Formatter):
     """`[hh:mm:ss.mmm] message`; a message that begins with a line break goes without the stamp.

@@ -1,16 +1,19 @@
 """What one sees of a run while it goes, and when it dies: pictures, TensorBoard, what to type."""
 
+import io
 import json
 import os
 import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 from tensorboardX.proto import event_pb2
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+from tqdm import tqdm
 
 from tests.helpers import PROJECT
 from utils.logger import curve_tag
@@ -54,6 +57,12 @@ def test_a_run_that_dies_says_where_it_is_and_how_to_go_on(stopped):
     folder, status, last_line = stopped
     assert status == 128 + signal.SIGTERM
     assert f"python train_main.py --resume {folder}" in last_line
+
+
+def test_no_thread_watches_the_progress_bars():
+    with tqdm(total=2, file=io.StringIO()) as bar:
+        bar.update()
+        assert not any("TMonitor" in type(thread).__name__ for thread in threading.enumerate())
 
 
 def read_events(folder):
