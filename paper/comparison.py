@@ -22,6 +22,7 @@ from paper.published import (
 )
 from utils.errors import UserError
 from utils.files import write_text
+from utils.json_files import read_json
 from utils.plots.comparison import (
     CurvePanel,
     Spread,
@@ -32,6 +33,7 @@ from utils.plots.comparison import (
     spread_of,
 )
 from utils.plots.runs import SOURCES, read_arguments, read_environment, read_matrices, read_metrics
+from utils.report.page import OVERLAP_FACT, SETTINGS_FILE
 from utils.table_files import NOT_AVAILABLE, to_csv, to_latex, to_markdown
 from utils.tables.tables import mean_and_spread
 
@@ -293,7 +295,8 @@ def _notes(
     item: Item, groups: Sequence[SettingRuns], scores: Sequence[Score], task: str
 ) -> list[str]:
     """What a reader must know beside the numbers: where they were made, and the gap closed."""
-    notes = [made_on([folder for group in groups for folder in group.folders.values()])]
+    folders = [folder for group in groups for folder in group.folders.values()]
+    notes = [made_on(folders), *overlaps_of(folders)]
     if groups[0].setting.source == "slides":
         notes += SLIDES_NOTES
     varied = dict.fromkeys(flag for group in groups for flag, _ in group.setting.extra)
@@ -314,6 +317,17 @@ def _notes(
             "(paper: 59% ICH, 43% skin)."
         )
     return notes
+
+
+def overlaps_of(folders: Sequence[Path]) -> list[str]:
+    """What the reports of the runs say of patients and images that their sets share, each once."""
+    said = {}
+    for folder in folders:
+        path = folder / SETTINGS_FILE
+        facts = read_json(path, advice="remove it").get("facts", {}) if path.exists() else {}
+        if OVERLAP_FACT in facts:
+            said[f"Overlap of the sets: {facts[OVERLAP_FACT]}."] = None
+    return list(said)
 
 
 def made_on(folders: Sequence[Path]) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import wilcoxon
 
-from paper.comparison import SettingRuns, duration, made_on
+from paper.comparison import SettingRuns, duration, made_on, overlaps_of
 from paper.published import Item, Setting, gap_closed
 from utils.errors import UserError
 from utils.files import write_text
@@ -50,7 +50,8 @@ def write_volume_item(
     pair_header, pair_cells = pair_table(rows)
     over = "mean ± sd over seeds" if any(len(row.scores) > 1 for row in rows) else "one seed"
     caption = f"{item.title}. Preset {preset}; the last round's weights, {over}."
-    notes = [made_on([folder for row in rows for folder in row.runs.folders.values()])]
+    folders = [folder for row in rows for folder in row.runs.folders.values()]
+    notes = [made_on(folders), *overlaps_of(folders)]
     notes += [*gap_notes(rows), PAIRS_NOTE]
     text = (
         f"{caption}\n\n{to_markdown(header, cells)}\n{to_markdown(pair_header, pair_cells)}\n"

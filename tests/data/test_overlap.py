@@ -1,5 +1,7 @@
 """What sets of images share: by name, by patient or lesion, by pixels."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ from dataloaders.overlap import (
     save_seen,
     warning_line,
 )
+from paper.comparison import overlaps_of
 
 
 def images(names, groups=None, column="PatientID", first_pixel=0) -> ImageDataset:
@@ -91,3 +94,12 @@ def test_a_list_without_pixels_is_compared_as_far_as_it_goes():
     (overlap,) = compare_all({"train": members(images(["1.png"], ["p1"])), "test": listed})
     assert overlap.pixels is None and overlap.names == (1, 1) and overlap.groups == (1, 1)
     assert overlap.words().endswith("1 of 1 test images by name")
+
+
+def test_a_table_says_what_the_sets_of_its_runs_share(tmp_path):
+    facts = {"overlap of the sets": "0 of 76 test patients were in training"}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "evaluation.json").write_text(json.dumps({"facts": facts}))
+    folders = [tmp_path / "a", tmp_path / "b", tmp_path / "without"]
+    assert overlaps_of(folders) == ["Overlap of the sets: 0 of 76 test patients were in training."]
