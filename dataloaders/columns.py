@@ -151,6 +151,13 @@ def separator_of(header: str) -> str:
     return max(",;\t", key=header.count)
 
 
+def separator_in(path: Path) -> str:
+    """`separator_of` a file's first line, for a reader that takes the file in pieces. `OSError` or
+    `ValueError` as from reading it."""
+    with open(path, encoding="utf-8-sig") as file:
+        return separator_of(file.readline())
+
+
 IMAGE_COLUMNS = ("ImageID", "ID", "image", "image_id")
 GROUP_COLUMNS = ("PatientID", "lesion_id")
 SITE_COLUMNS = ("site", "dataset")

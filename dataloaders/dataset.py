@@ -195,8 +195,8 @@ def load_dataset(
         return f"{table.source} line {table.line_numbers[i]}: {table.names[i]}"
 
     dicom = read_preparation(root_path).get("dicom", {})
-    pixels, digest = load_pixels(paths, image_size, cache_dir, describe, say)
-    described = [digest, table.names, table.class_names, table.groups, table.labels.tolist()]
+    pixels, file_digest = load_pixels(paths, image_size, cache_dir, describe, say)
+    described = [file_digest, table.names, table.class_names, table.groups, table.labels.tolist()]
     fingerprint = hashlib.sha256(json.dumps(described).encode()).hexdigest()
     return ImageDataset(
         pixels,

@@ -5,6 +5,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from dataloaders.columns import quoted
@@ -111,9 +112,9 @@ class Folder:
     def find(self, name: str) -> os.DirEntry | None:
         """The file of that name, or of that name and a suffix; None where there is none."""
         wanted = [name + suffix for suffix in ("", *IMAGE_SUFFIXES)]
-        found = [self._exact.get(one) for one in wanted]
-        found += [self._alike.get(_with_plain_suffix(one)) for one in wanted]
-        for entry in found:
+        exact = (self._exact.get(one) for one in wanted)
+        alike = (self._alike.get(_with_plain_suffix(one)) for one in wanted)
+        for entry in chain(exact, alike):  # nearly always the first of them
             with contextlib.suppress(OSError):  # a symbolic link that leads to itself is no file
                 if entry is not None and entry.is_file():
                     return entry

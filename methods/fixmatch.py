@@ -8,8 +8,6 @@ erasing in the place of RandAugment's fourteen operations, several of which turn
 values or a lesion's colour into another class's.
 """
 
-from argparse import Namespace
-
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -63,8 +61,6 @@ class FixMatchLocalUpdate(LocalUpdate):
     Both views pass the network as one batch, so that BatchNorm sees them together and once.
     """
 
-    student_passes = 1
-
     def train(
         self,
         net: Network,
@@ -73,7 +69,7 @@ class FixMatchLocalUpdate(LocalUpdate):
         shared: dict[str, torch.Tensor],
     ) -> ClientUpdate:
         """One round of local training from `weights`; `shared` is not used."""
-        args: Namespace = self.args
+        args = self.args
         device = net_device(net)
         log = StepLog("loss", "reliable_share")
         self.receive(net, weights, round)

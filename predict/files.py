@@ -24,7 +24,7 @@ from dataloaders.dicom import (
 )
 from dataloaders.image_files import resolve_images
 from dataloaders.nifti import read_nifti, volume_name
-from dataloaders.pixels import decode_image, read_header
+from dataloaders.pixels import GREY_MODES, decode_image, read_header
 from dataloaders.prepare.conversion import Rejected
 from dataloaders.table import read_unlabeled_table
 from utils.errors import UserError
@@ -109,7 +109,7 @@ class ImageFiles(Dataset):
 
     def _picture(self, path: Path) -> np.ndarray:
         header = read_header(path)
-        return channels_first(decode_image(path, self.image_size, header.mode in ("L", "1", "LA")))
+        return channels_first(decode_image(path, self.image_size, header.mode in GREY_MODES))
 
 
 def picture_of_hounsfield(hounsfield: np.ndarray, window: str, size: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from dataloaders.columns import separator_of
+from dataloaders.columns import separator_in
 from dataloaders.dicom import resize_picture
 from dataloaders.image_files import image_key
 from dataloaders.pixels import open_image, upright
@@ -111,9 +111,7 @@ def read_isic_labels(labels: Path, metadata: Path | None) -> pd.DataFrame:
 def _read_table(path: Path, flag: str) -> pd.DataFrame:
     """The CSV as strings, indexed by its image column, without rows that repeat another."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            separator = separator_of(file.readline())
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, sep=separator)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, sep=separator_in(path))
     except OSError as error:
         raise UserError(f"{flag} {path}: {error.strerror}") from None
     except ValueError as error:

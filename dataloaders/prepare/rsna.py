@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from dataloaders.columns import find_special_columns, quoted, read_csv_text, separator_of
+from dataloaders.columns import find_special_columns, quoted, read_csv_text, separator_in
 from dataloaders.dicom import REPAIRED_INTERCEPT, Preprocessing, UnreadableDicom, read_picture
 from dataloaders.image_files import image_key
 from dataloaders.prepare.conversion import NOTE, Conversion, Options, find_files, prepare_labelled
@@ -85,9 +85,7 @@ def read_rsna_labels(path: str | os.PathLike) -> RsnaLabels:
 def _is_wide(path: Path) -> bool:
     """Whether the file has a row per image; `UserError` for what is neither kind of label file."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            separator = separator_of(file.readline())
-        columns = list(pd.read_csv(path, nrows=0, sep=separator).columns)
+        columns = list(pd.read_csv(path, nrows=0, sep=separator_in(path)).columns)
     except OSError as error:
         raise UserError(f"--labels {path}: {error.strerror}") from None
     except ValueError:
