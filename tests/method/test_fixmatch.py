@@ -13,12 +13,10 @@ from tests.helpers.small_clients import (
     gradients_of,
     make_args,
     make_dataset,
-    make_network,
     relative_error,
     saved,
     with_draws,
 )
-from utils.tensors import copy_weights
 
 INDICES = torch.tensor([1, 2, 4, 7])  # one batch
 
@@ -61,16 +59,6 @@ def test_the_strong_view_changes_what_it_says():
     mean = images[7].mean()
     expected = (images[7] - mean) * (0.5 + drawn[7, 0]) + mean + (drawn[7, 1] - 0.5)
     torch.testing.assert_close(jittered[7], expected)
-
-
-@pytest.fixture(scope="module")
-def net():
-    return make_network()
-
-
-@pytest.fixture(scope="module")
-def weights(net):
-    return copy_weights(net)
 
 
 def make_client(dataset, *flags) -> FixMatchLocalUpdate:

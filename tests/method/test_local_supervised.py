@@ -16,32 +16,14 @@ from tests.helpers.small_clients import (
     copy_of,
     gradients_of,
     make_args,
-    make_dataset,
-    make_network,
     plain_matrix,
     relative_error,
     saved,
     stop_at_forward,
     with_draws,
 )
-from utils.tensors import copy_weights
 
 INDICES = torch.tensor([0, 1, 2, 3, 5, 6, 8, 10, 13])  # batches of 4 and 5; no image of class 4
-
-
-@pytest.fixture(scope="module")
-def dataset():
-    return make_dataset()
-
-
-@pytest.fixture(scope="module")
-def net():
-    return make_network()
-
-
-@pytest.fixture(scope="module")
-def weights(net):
-    return copy_weights(net)
 
 
 def make_client(dataset, preset="official", *flags) -> SupervisedLocalUpdate:

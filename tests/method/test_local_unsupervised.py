@@ -22,8 +22,6 @@ from tests.helpers.small_clients import (
     entropy_of,
     gradients_of,
     make_args,
-    make_dataset,
-    make_network,
     make_target,
     plain_distance,
     plain_matrix,
@@ -37,21 +35,6 @@ from utils.tensors import copy_weights
 
 INDICES = torch.tensor([1, 2, 4, 7, 9, 11, 12])  # batches of 4 and 3
 HEAD = "densenet121.classifier.0.weight"
-
-
-@pytest.fixture(scope="module")
-def dataset():
-    return make_dataset()
-
-
-@pytest.fixture(scope="module")
-def net():
-    return make_network()
-
-
-@pytest.fixture(scope="module")
-def weights(net):
-    return copy_weights(net)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from tests.helpers.small_clients import (
     gradients_of,
     make_args,
     make_dataset,
-    make_network,
     relative_error,
     saved,
     stop_at_forward,
@@ -23,21 +22,6 @@ from tests.helpers.small_clients import (
 from utils.tensors import copy_weights
 
 INDICES = torch.tensor([1, 2, 4, 7, 9, 11, 12])  # batches of 4 and 3
-
-
-@pytest.fixture(scope="module")
-def dataset():
-    return make_dataset()
-
-
-@pytest.fixture(scope="module")
-def net():
-    return make_network()
-
-
-@pytest.fixture(scope="module")
-def weights(net):
-    return copy_weights(net)
 
 
 def make_client(dataset, *flags) -> SelfTrainingLocalUpdate:
