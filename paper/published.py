@@ -194,6 +194,23 @@ def _some_labels(label: str, method: str, unlabeled: int) -> tuple[Setting, ...]
     )
 
 
+# Every rival of the paper's methods gives the labelled clients far more of the average than their
+# share of the images. On one field all methods do: four times the share is half of ten clients'
+# average where two have labels.
+FIELD_WEIGHT = ("labeled_weight", 4.0)
+
+
+def _rival(method: str) -> Setting:
+    return Setting(f"{METHOD_TITLES[method]} 2/8", method, 2, 8, (FIELD_WEIGHT,))
+
+
+RIVALS = (
+    UPPER_BOUND,
+    LOWER_BOUND,
+    *map(_rival, ("fed_selftraining", "fed_consistency", "fedirm", "fixmatch")),
+)
+
+
 def _sweep(method: str, clients: tuple[tuple[int, int], ...]) -> tuple[Setting, ...]:
     return tuple(_row(method, labeled, unlabeled) for labeled, unlabeled in clients)
 
@@ -237,6 +254,12 @@ ITEMS = {
             ("temperature tau", TEMPERATURES),
         ),
         "bars",
+    ),
+    "rivals": Item(
+        "Rivals on one field: labelled clients at four times their share of the average",
+        (("", RIVALS),),
+        "bars",
+        preset="skin-64",
     ),
     "hippocampus": Item(
         "Segmentation of volumes: methods (labelled/unlabelled clients)",
