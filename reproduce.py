@@ -12,7 +12,6 @@ shared by the tables; finished ones are reused, interrupted ones go on, missing 
 import argparse
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -54,7 +53,6 @@ def main() -> int:
     if options.dry_run:
         check_data_and_weights(missing)
         return 0
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     run_all(missing, options)
     report(plan, options)
     return 0

@@ -5,7 +5,6 @@ python train_main.py --preset paper --root_path DIR --csv_file_train A.csv --csv
 python train_main.py --resume runs/NAME
 """
 
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -45,9 +44,6 @@ from utils.workers import shared_out
 def main() -> int:
     """Train as the command line says; the exit status."""
     args = args_parser()
-    signal.signal(signal.SIGTERM, _stop_by_signal)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup stays what it is
-        signal.signal(signal.SIGHUP, _stop_by_signal)
     run = open_run(args)
     try:
         if args.dry_run:
@@ -131,10 +127,6 @@ def refuse_sites(run: Run) -> None:
 
 
 ENGINES = {"loop": train, "flower": simulate, "sites": refuse_sites}
-
-
-def _stop_by_signal(number: int, _frame) -> None:
-    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import warnings
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -43,6 +42,7 @@ from dataloaders.table import ImageTable, read_table
 from utils.errors import UserError
 from utils.tensors import derive_seed
 from utils.text import first_difference
+from utils.workers import cancelling_pool
 
 SMALLEST_IMAGE = 32  # DenseNet121 halves the sides five times
 
@@ -320,7 +320,7 @@ def _check_headers(
 def _read_headers(paths: Sequence[Path]) -> list[ImageHeader | str]:
     """The header of each image, or what is wrong with it."""
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
-    with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
+    with warnings.catch_warnings(), cancelling_pool(_THREADS) as pool:
         # Large pictures are refused by name; PIL's warning has none.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return list(

@@ -5,7 +5,6 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from dataloaders.dataset import ImageDataset
 from dataloaders.table import ImageTable
 from utils.errors import UserError
 from utils.files import atomic_write, sweep_temporary_files
-from utils.workers import available_cores, write_png
+from utils.workers import available_cores, cancelling_pool, write_png
 
 # split -> the prefix of its arrays in the file
 SPLITS = {"training": "train", "validation": "val", "testing": "test"}
@@ -112,7 +111,7 @@ def prepare_medmnist(file: Path, out: Path) -> None:
 
 
 def _write_images(source: "_MedMnistFile", split: str, paths: list[Path]) -> None:
-    with ThreadPoolExecutor(available_cores()) as threads:
+    with cancelling_pool(available_cores()) as threads:
         with tqdm(total=len(paths), unit="image", desc=split, mininterval=0.5) as bar:
             for block in source.image_blocks(split):
                 list(threads.map(write_png, block, paths[bar.n : bar.n + len(block)]))
@@ -273,6 +272,6 @@ def resize_pixels(images: np.ndarray, image_size: int) -> np.ndarray:
         picture = picture.resize((image_size, image_size), Image.Resampling.BILINEAR)
         resized[row] = np.asarray(picture).reshape(image_size, image_size, channels)
 
-    with ThreadPoolExecutor() as pool:
+    with cancelling_pool(available_cores()) as pool:
         list(pool.map(resize, range(len(images))))
     return resized

@@ -24,6 +24,7 @@ from federation import clients_taking_part, prepare
 from record.run import Run
 from tasks import TASKS
 from utils.errors import UserError
+from utils.signals import held
 
 SETTINGS = {
     "RAY_worker_niceness": "0",  # else the clients wait for every other process of the machine
@@ -91,7 +92,8 @@ def simulated_grid(client_app, num_nodes: int, resources: dict[str, float], stop
     with ray_started():
         stop.unlink(missing_ok=True)
         thread = threading.Thread(target=runtime, daemon=True)
-        thread.start()
+        with held():
+            thread.start()
         try:
             grid = lent.get()
             if isinstance(grid, Exception):

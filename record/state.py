@@ -8,7 +8,7 @@ ended they may go, but for the newest without its clients: it says that there is
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import NamedTuple
@@ -19,7 +19,9 @@ from options import KEPT_STATES
 from record.rounds import RoundMatrices
 from utils.checkpoint import load_checkpoint, save_checkpoint, verify_checkpoint
 from utils.errors import UserError
+from utils.signals import held
 from utils.tensors import to_host
+from utils.workers import Pool, result_of
 
 MEMORY_SHARE = 0.25  # of a GPU's free memory, or of the machine's, that "auto" gives to states
 WAITING_STATES = 2  # that many may wait for the disk before the trainers wait for it too
@@ -47,22 +49,23 @@ class ClientStore:
         self._writes: dict[int, Future] = {}
         self._uncommitted: set[str] = set()
         self._free_places = BoundedSemaphore(WAITING_STATES)
-        self._writer = ThreadPoolExecutor(1, "client-store")
+        self._writer = Pool(1, "client-store")
 
     def remember(self, client: int, round: int, state: dict) -> None:
         """Keep `state` (tensors and plain types) of after `round`; it must not change any more."""
         for write in list(self._writes.values()):
             if write.done():
-                write.result()
+                result_of(write)
         if self.placement != "disk":
             self._memory[client] = state
-        self._free_places.acquire()
+        with held():
+            self._free_places.acquire()
         self._writes[client] = self._writer.submit(self._write, client, round, state)
 
     def recall(self, client: int) -> dict | None:
         """What was last remembered of the client, or None; not to be changed in place."""
         if client in self._writes:
-            self._writes[client].result()
+            result_of(self._writes[client])
         if client in self._memory:
             return self._memory[client]
         if client not in self.files:
@@ -76,7 +79,7 @@ class ClientStore:
     def flush(self) -> dict[int, StoredFile]:
         """Wait until everything is on the disk; each client's newest file."""
         for write in self._writes.values():
-            write.result()
+            result_of(write)
         self._writes.clear()
         return dict(sorted(self.files.items()))
 

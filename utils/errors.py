@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from utils.commands import as_typed
+from utils.signals import ending_on_signals
 from utils.text import make_output_plain, printable
 
 
@@ -70,11 +71,12 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
 
     A `UserError` is printed as one line and exits with status 2; any other exception is a defect
     of this program and keeps its traceback. Where the reader of standard output has gone, as in
-    `... | head -1`, the command ends quietly.
+    `... | head -1`, the command ends quietly; on a signal as `ending_on_signals` says.
     """
     make_output_plain()
     try:
-        status = main()
+        with ending_on_signals():
+            status = main()
         sys.stdout.flush()
     except UserError as error:
         _print_error(error)

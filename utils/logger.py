@@ -24,8 +24,8 @@ from utils.plots.style import matrix_picture
 from utils.tables.log_lines import NOTE_MARK
 from utils.text import csv_cell, printable
 
-# A thread of tqdm's would adapt how often its bars are drawn. A signal that ends a run can leave
-# the lock taken for which that thread waits, and the end of the program waits for the thread.
+# A thread of tqdm's would adapt how often its bars are drawn: one more that a signal can find
+# waiting for a lock of the main thread's (utils/signals.py).
 tqdm.monitor_interval = 0
 
 

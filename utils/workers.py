@@ -22,9 +22,12 @@ from PIL import Image
 
 from utils.errors import UserError
 from utils.files import TEMPORARY_SUFFIX
+from utils.signals import checkpoint, held
 
 # While a worker converts one file the next one already waits in its pipe.
 FILES_IN_HAND = 2
+# The longest that a signal waits for the main thread, where that waits for another.
+SECONDS_OF_DEAFNESS = 0.1
 # zlib's level 1: a third of the default's time for 8% more bytes.
 PNG_COMPRESSION = 1
 # Options of mallopt(3).
@@ -195,14 +198,47 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+class Pool(ThreadPoolExecutor):
+    """Threads of the main one's that a signal finds in no other place than between two results."""
+
+    def submit(self, function: Callable, /, *arguments, **named) -> Future:
+        """As ThreadPoolExecutor's."""
+        with held():
+            return super().submit(function, *arguments, **named)
+
+    def map(self, function: Callable, *iterables: Iterable) -> Iterator:
+        """function(*items) for the items side by side; results in the items' order."""
+        futures = deque(self.submit(function, *items) for items in zip(*iterables, strict=False))
+        while futures:
+            yield result_of(futures.popleft())
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As ThreadPoolExecutor's."""
+        with held():
+            super().shutdown(wait, cancel_futures=cancel_futures)
+
+
+def result_of(future: Future) -> Any:
+    """`future.result()`; a signal is obeyed at once, but leaves no lock taken."""
+    with held():
+        if not future.done():
+            _wait_until_done([future])
+        return future.result()
+
+
+def _wait_until_done(futures: Sequence[Future]) -> None:
+    while wait_for(futures, SECONDS_OF_DEAFNESS).not_done:
+        checkpoint()
+
+
 @contextmanager
-def cancelling_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+def cancelling_pool(workers: int) -> Iterator[Pool]:
     """A pool of threads; at the end of the block it finishes what it has begun and no more.
 
     A plain `with ThreadPoolExecutor()` would first do everything that waits, so that Ctrl-C in the
     middle of 25,000 images is obeyed minutes later.
     """
-    pool = ThreadPoolExecutor(workers)
+    pool = Pool(workers)
     try:
         yield pool
     finally:
@@ -210,22 +246,23 @@ def cancelling_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
 
 
 # The lasting thread of each owner, for as long as the owner lives.
-_threads: WeakKeyDictionary[Any, ThreadPoolExecutor] = WeakKeyDictionary()
+_threads: WeakKeyDictionary[Any, Pool] = WeakKeyDictionary()
 
 
 def on_each(function: Callable[[Any], object], owners: Sequence) -> list:
     """function(owner) for each, side by side, each in the owner's thread as `shared_out` has it."""
     if len(owners) == 1 and owners[0] not in _threads:
         return [function(owners[0])]
-    begun = []
-    try:
-        for owner in owners:
-            begun.append(_thread_of(owner).submit(function, owner))
-        wait_for(begun)
-        return [work.result() for work in begun]
-    except BaseException:
-        _end_threads(owners)
-        raise
+    with held():
+        begun = []
+        try:
+            for owner in owners:
+                begun.append(_thread_of(owner).submit(function, owner))
+            _wait_until_done(begun)
+            return [work.result() for work in begun]
+        except BaseException:
+            _end_threads(owners)
+            raise
 
 
 def shared_out(
@@ -261,33 +298,30 @@ def shared_out(
                 result.set_exception(error)
                 return
 
-    working = []
-    try:
-        for owner in owners:
-            working.append(_thread_of(owner).submit(work, owner))
-        while results:
-            yield results.popleft().result()
-    except BaseException:
-        stopped.set()
-        stop()
-        _end_threads(owners)
-        raise
-    finally:
-        wait_for(working)
+    with held():  # also while the caller has a result in hand: he and the threads share a log
+        working = []
+        try:
+            for owner in owners:
+                working.append(_thread_of(owner).submit(work, owner))
+            while results:
+                yield result_of(results.popleft())
+        except BaseException:
+            stopped.set()
+            stop()
+            _end_threads(owners)
+            raise
+        finally:
+            _wait_until_done(working)
 
 
-def _thread_of(owner: Any) -> ThreadPoolExecutor:
+def _thread_of(owner: Any) -> Pool:
     if owner not in _threads:
-        _threads[owner] = ThreadPoolExecutor(1, "network")
+        _threads[owner] = Pool(1, "network")
     return _threads[owner]
 
 
 def _end_threads(owners: Sequence) -> None:
-    """Let the owners' threads end with what they are at.
-
-    A signal in the middle of a thread's start leaves a thread that Python does not know to end
-    when the program does: it would wait for work for ever.
-    """
+    """Let the owners' threads end with what they are at."""
     for owner in owners:
         if (thread := _threads.pop(owner, None)) is not None:
             thread.shutdown(wait=False, cancel_futures=True)

@@ -5,7 +5,6 @@ import io
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from dataloaders.phantom.patients import SLICE_SPACING, Phantom
 from utils.errors import UserError
 from utils.files import atomic_write, sweep_temporary_files, write_text
 from utils.table_files import to_csv
+from utils.workers import cancelling_pool
 
 WINDOW_NAMES = ("triple", *WINDOWS)
 # (bits stored, signed, intercept) of the scanners in the RSNA collection. The last one writes the
@@ -170,7 +170,7 @@ def _refuse_strangers(folder: Path, names: Sequence[str]) -> None:
 
 def _in_parallel(write, indices: Sequence[int], names: Sequence[str]) -> None:
     """Call `write(index, name)` for each pair; waiting for the disk overlaps with encoding."""
-    with ThreadPoolExecutor(4) as pool:
+    with cancelling_pool(4) as pool:
         list(pool.map(write, indices, names))
 
 

@@ -296,13 +296,9 @@ def test_self_training_with_attention_and_a_class_for_uncertain_labels(
     flags += ["--method", "fed_selftraining", "--attention", "self"]
     flags += ["--label_uncertainty", "U-MultiClass"]
     flags += ["--csv_file_train", str(uncertain), "--run_dir", "run"]
-    before = signal.getsignal(signal.SIGTERM)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train_main.py", *flags])
-    try:
-        assert train_main.main() == 0
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    assert train_main.main() == 0
     weights, content = load_model(tmp_path / "run" / "checkpoints" / "epoch_0.pth")
     assert content["class_names"][-1] == "uncertain" and len(content["class_names"]) == 6
     assert weights["densenet121.classifier.0.weight"].shape == (6, 1024)

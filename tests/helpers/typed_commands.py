@@ -6,7 +6,6 @@ import os
 import re
 import runpy
 import shlex
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -64,8 +63,7 @@ def _inside(folder: Path):
 def type_here(command: str, folder: Path) -> str:
     """The same for a script, in this process: importing torch costs seconds, and it is there."""
     _, script, *words = shlex.split(command)
-    output, before = io.StringIO(), signal.getsignal(signal.SIGTERM)
-    status = None
+    output, status = io.StringIO(), None
     try:
         with (
             _inside(folder),
@@ -75,7 +73,5 @@ def type_here(command: str, folder: Path) -> str:
             runpy.run_path(str(PROJECT / script), run_name="__main__")
     except SystemExit as end:
         status = end.code
-    finally:
-        signal.signal(signal.SIGTERM, before)
     assert not status, f"{command}\n{output.getvalue()}"
     return output.getvalue()

@@ -1,7 +1,6 @@
 """Whole runs in this process with a stand-in network."""
 
 import os
-import signal
 import sys
 from typing import NamedTuple
 
@@ -35,7 +34,6 @@ def small_parts(monkeypatch):
 @pytest.fixture
 def train(small_parts, monkeypatch, capsys, tmp_path):
     """train_main.py with these flags, in this process."""
-    handler = signal.getsignal(signal.SIGTERM)
 
     def run(*flags) -> Ended:
         words = ["train_main.py", "--cache_dir", tmp_path / "cache", *flags]
@@ -45,7 +43,6 @@ def train(small_parts, monkeypatch, capsys, tmp_path):
         return Ended(stop.value.code, *capsys.readouterr())
 
     yield run
-    signal.signal(signal.SIGTERM, handler)
 
 
 def refused(ended: Ended) -> str:

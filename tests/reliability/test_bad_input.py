@@ -1,6 +1,5 @@
 """What is wrong with flags or data ends a run in one line, before anything is written."""
 
-import signal
 import sys
 
 import numpy as np
@@ -71,7 +70,6 @@ def data(tmp_path, monkeypatch) -> Data:
 @pytest.fixture
 def end(data, monkeypatch, capsys):
     """Runs `train_main.py` with the data's flags and some more: (status, stdout, stderr)."""
-    before = signal.getsignal(signal.SIGTERM)
 
     def run(*flags: str):
         monkeypatch.setattr(sys, "argv", ["train_main.py", *data.flags(), *flags])
@@ -81,7 +79,6 @@ def end(data, monkeypatch, capsys):
         return stopped.value.code, captured.out, captured.err
 
     yield run
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture

@@ -3,47 +3,72 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.helpers import PROJECT
 
-# A signal arrives while the second owner's thread is being started, as Ctrl-C may.
+# SIGTERM before the n-th instruction of the main thread, for one n after the other, until the call
+# is through before the n-th comes. A lock that stays taken makes the call, or this program's end,
+# wait for ever.
 PROGRAM = """
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from utils.workers import on_each, shared_out
+import itertools, signal, sys
+from utils.signals import ending_on_signals
+from utils.workers import cancelling_pool, on_each, result_of, shared_out
 
 class Owner: pass
 
-started = []
-real = threading.Thread.start
+def pooled():
+    with cancelling_pool(2) as pool:
+        list(pool.map(abs, range(3)))
+        result_of(pool.submit(abs, 1))
 
-def start(self):
-    real(self)
-    if self.name.startswith("network"):
-        started.append(self)
-        if len(started) == 2:
-            raise KeyboardInterrupt
+def call(owners):
+    {call}
 
-threading.Thread.start = start
-owners, stopped = [Owner(), Owner()], threading.Event()
-try:
-    list({call})
-except KeyboardInterrupt:
-    print("interrupted", stopped.is_set())
+def signalled_before(instruction):
+    seen = 0
+
+    def trace(frame, event, _):
+        nonlocal seen
+        frame.f_trace_opcodes = True
+        seen += event == "opcode"
+        if seen == instruction and event == "opcode":
+            signal.raise_signal(signal.SIGTERM)
+        return trace
+
+    owners = [Owner(), Owner()]
+    sys.settrace(trace)
+    try:
+        call(owners)
+    finally:
+        sys.settrace(None)
+    return seen >= instruction
+
+stopped = 0
+for instruction in itertools.count(1, {step}):
+    try:
+        with ending_on_signals():
+            reached = signalled_before(instruction)
+        if not reached:
+            break
+        raise AssertionError(f"the signal before instruction {instruction} was lost")
+    except SystemExit as stop:
+        assert stop.code == 143
+        stopped += 1
+print(stopped)
 """
 CALLS = {
-    "shared_out(lambda owner, item: stopped.wait(60), owners, range(9), stopped.set)": True,
-    "on_each(lambda owner: None, owners)": False,
+    "shared_out": "list(shared_out(lambda owner, item: item, owners, range(3)))",
+    "on_each": "on_each(lambda owner: None, owners)",
+    "cancelling_pool": "pooled()",
 }
 
 
-def test_an_interrupt_while_a_thread_starts_leaves_none_behind():
-    for call, stops in CALLS.items():
-        ended = subprocess.run(
-            [sys.executable, "-c", PROGRAM.replace("{call}", call)],
-            cwd=PROJECT,
-            capture_output=True,
-            text=True,
-            timeout=30,
-        )
-        assert ended.returncode == 0, ended.stderr
-        assert ended.stdout == f"interrupted {stops}\n"
+@pytest.mark.parametrize("call", CALLS)
+def test_a_signal_at_any_instruction_ends_a_call_of_threads(call):
+    program = PROGRAM.replace("{call}", CALLS[call]).replace("{step}", "7")
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, timeout=200
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) > 200

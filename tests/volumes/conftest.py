@@ -3,7 +3,6 @@
 import contextlib
 import io
 import os
-import signal
 import sys
 from pathlib import Path
 from unittest import mock
@@ -26,7 +25,6 @@ TINY += ["--save_every", "1"]
 def train(*flags: object) -> Ended:
     """train_main.py with these flags."""
     said, error = io.StringIO(), io.StringIO()
-    handler = signal.getsignal(signal.SIGTERM)
     words = ["train_main.py", *map(str, flags)]
     with (
         mock.patch.object(sys, "argv", words),
@@ -36,7 +34,6 @@ def train(*flags: object) -> Ended:
         pytest.raises(SystemExit) as stop,
     ):
         run_command(train_main.main)
-    signal.signal(signal.SIGTERM, handler)
     return Ended(stop.value.code or 0, said.getvalue(), error.getvalue())
 
 
