@@ -12,7 +12,9 @@ from dataloaders.split import Split
 from local_supervised import SupervisedLocalUpdate
 from local_unsupervised import ConsistencyLocalUpdate, UnsupervisedLocalUpdate
 from local_update import LocalUpdate
+from methods.cbafed import CBAFedLocalUpdate, CBAFedServer, CBAFedSupervisedLocalUpdate
 from methods.fixmatch import FixMatchLocalUpdate
+from methods.rscfed import RSCFedLocalUpdate, RSCFedServer
 from methods.self_training import SelfTrainingLocalUpdate
 from networks.densenet import find_imagenet_weights
 from networks.devices import (
@@ -48,6 +50,8 @@ METHODS = {
     "fed_selftraining": Method(SupervisedLocalUpdate, SelfTrainingLocalUpdate, RelationServer),
     "fedavg": Method(SupervisedLocalUpdate, None, RelationServer),
     "fixmatch": Method(SupervisedLocalUpdate, FixMatchLocalUpdate, RelationServer),
+    "rscfed": Method(SupervisedLocalUpdate, RSCFedLocalUpdate, RSCFedServer),
+    "cbafed": Method(CBAFedSupervisedLocalUpdate, CBAFedLocalUpdate, CBAFedServer),
 }
 
 

@@ -105,8 +105,7 @@ class UnsupervisedLocalUpdate(LocalUpdate):
                 step += 1
                 log.add(batch, loss, consistency, relation, reliable.float().mean())
 
-        self.optimizer_state, self.step = optimizer.state_dict(), step
-        self.teacher = copy_tensors(dict(teacher.named_parameters()))
+        self.remember(optimizer, teacher, step)
         return self.report(
             net,
             log,
@@ -158,13 +157,20 @@ class UnsupervisedLocalUpdate(LocalUpdate):
     def teacher_network(self, net: Network) -> Network:
         """The twin of `net` as this client's teacher: in train mode, with its own BatchNorm.
 
-        Its weights are those remembered, or the student's before there are any.
+        Its weights are those remembered, or the student's before there are any. The two draw their
+        dropout masks in turn from one generator.
         """
         teacher = net.twin().train()
+        teacher.dropout.generator = net.dropout.generator
         remembered = self.teacher if self.args.ema_consistency else None
         student = dict(net.named_parameters())
         set_tensors(dict(teacher.named_parameters()), remembered or student)
         return teacher
+
+    def remember(self, optimizer: torch.optim.Optimizer, teacher: Network, step: int) -> None:
+        """What the next round goes on from."""
+        self.optimizer_state, self.step = optimizer.state_dict(), step
+        self.teacher = copy_tensors(dict(teacher.named_parameters()))
 
     @property
     def ema_decay(self) -> float:

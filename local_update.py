@@ -27,7 +27,7 @@ class ClientUpdate(NamedTuple):
     tensors on the CPU. stats: numbers for metrics.csv by their names there; `loss`, the mean
     training loss over the steps, is one of them. shown: like `shared`, but for the figures alone.
     suspects: the data set indices of the images to look at where a number is not finite
-    (`StepLog.suspects`).
+    (`StepLog.suspects`). client: whose it is; a server that treats clients apart asks.
     """
 
     weights: dict[str, torch.Tensor]
@@ -37,6 +37,7 @@ class ClientUpdate(NamedTuple):
     stats: dict[str, float]
     shown: dict[str, torch.Tensor]
     suspects: tuple[int, ...] = ()
+    client: int | None = None
 
 
 class Task(Protocol):
@@ -103,11 +104,11 @@ class Stopped(Exception):  # noqa: N818
 class LocalUpdate:
     """Base of the trainers. `indices` (int64) are the client's images in `dataset`.
 
-    A client remembers Adam's moments between rounds; what it remembers changes only when a
+    A client remembers its optimizer's moments between rounds; what it remembers changes only when a
     round of local training has finished, and is replaced then, never changed in place.
     """
 
-    remembered_copies = 2  # of the network's parameters, in the state: Adam's two moments
+    remembered_copies = 2  # of the network's parameters, in the state: at most Adam's two moments
     labeled = False  # whether it trains on labels
     student_passes = 1  # forward passes of a step before its backward pass
 
@@ -131,6 +132,11 @@ class LocalUpdate:
     def num_samples(self) -> int:
         """N_k: how many images it has."""
         return len(self.indices)
+
+    @property
+    def local_epochs(self) -> int:
+        """How often a round goes through its images."""
+        return self.args.local_ep
 
     def state_dict(self) -> dict:
         """What the client remembers between rounds: tensors and plain types only."""
@@ -158,22 +164,29 @@ class LocalUpdate:
         )
 
     def learning_rate(self, round: int) -> float:
-        """Adam's in that round: `unlabeled_lr`, or `base_lr` where that is 0."""
+        """The optimizer's in that round: `unlabeled_lr`, or `base_lr` where that is 0."""
         return self.args.unlabeled_lr or self.args.base_lr
 
-    def build_optimizer(self, net: Network, round: int) -> torch.optim.Adam:
-        """Adam with this client's moments of the rounds before, as a copy."""
+    def build_optimizer(self, net: Network, round: int) -> torch.optim.Optimizer:
+        """`--optimizer` with this client's moments of the rounds before, as a copy.
+
+        Each step's gradient is clipped to `--clip_gradients` where that is not 0.
+        """
+        args, parameters = self.args, list(net.parameters())
         learning_rate = self.learning_rate(round)
-        optimizer = torch.optim.Adam(
-            net.parameters(),
-            lr=learning_rate,
-            betas=(self.args.adam_beta1, self.args.adam_beta2),
-            weight_decay=self.args.weight_decay,
-            fused=True,
-        )
+        common = {"lr": learning_rate, "weight_decay": args.weight_decay, "fused": True}
+        if args.optimizer == "sgd":
+            optimizer = torch.optim.SGD(parameters, momentum=args.sgd_momentum, **common)
+        else:
+            betas = (args.adam_beta1, args.adam_beta2)
+            optimizer = torch.optim.Adam(parameters, betas=betas, **common)
         if self.optimizer_state is not None:
             optimizer.load_state_dict(copy_tensors(self.optimizer_state))
             optimizer.param_groups[0]["lr"] = learning_rate
+        if args.clip_gradients:
+            optimizer.register_step_pre_hook(
+                lambda *_: torch.nn.utils.clip_grad_norm_(parameters, args.clip_gradients)
+            )
         return optimizer
 
     def epochs(
@@ -182,18 +195,20 @@ class LocalUpdate:
         round: int,
         device: torch.device,
         labels: torch.Tensor | None = None,
+        indices: torch.Tensor | None = None,
     ) -> Iterator[tuple[int, Iterator[Batch]]]:
-        """(local epoch, its batches), `local_ep` times; `Stopped` between two steps if asked.
+        """(local epoch, its batches), `local_epochs` times; `Stopped` between two steps if asked.
 
         `labels` (as the data set's own) stand in for those, which labelled clients alone are given.
+        `indices` are some of the client's images instead of all.
         """
         if labels is None and self.labeled:
             labels = self.dataset.labels
         draws = self.generator(round, "images", "cpu")
         augmentation = self.task.augmentation(self.args)
-        for epoch in range(self.args.local_ep):
+        for epoch in range(self.local_epochs):
             batches = self.dataset.training_batches(
-                self.indices,
+                self.indices if indices is None else indices,
                 labels,
                 self.args.batch_size,
                 num_views,
@@ -223,6 +238,7 @@ class LocalUpdate:
             log.means() | stats,
             {name: value.to("cpu") for name, value in (shown or {}).items()},
             log.suspects(),
+            self.client,
         )
 
     def until_stopped(self, batches: Iterator) -> Iterator:
@@ -255,8 +271,9 @@ class StepLog:
         self.rows.append(torch.stack([value.detach().float() for value in values]))
 
     def means(self) -> dict[str, float]:
-        """Mean of each term over the steps, and the seconds since the client began."""
-        means = torch.stack(self.rows).mean(dim=0).tolist()
+        """Mean of each term over the steps (0 without any), and the seconds since the beginning."""
+        rows = torch.stack(self.rows) if self.rows else torch.zeros(1, len(self.names))
+        means = rows.mean(dim=0).tolist()
         seconds = time.perf_counter() - self.started
         return dict(zip(self.names, means, strict=True)) | {"seconds": seconds}
 
@@ -265,6 +282,8 @@ class StepLog:
 
         Of the last step where all terms are finite: it was the last to change the weights.
         """
+        if not self.rows:
+            return ()
         finite = torch.stack(self.rows).isfinite().all(dim=1).tolist()
         step = finite.index(False) if False in finite else -1
         return tuple(self.images[step].tolist())

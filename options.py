@@ -52,7 +52,20 @@ def _digest(described: dict) -> str:
 VOLUME_PHANTOM = ("phantom_patients", "phantom_difficulty")  # what embedded volumes depend on
 TASKS = ("classification", "segmentation")
 NETWORKS = ("densenet121", "unet3d")
-METHODS = ("fedirm", "fed_consistency", "fed_selftraining", "fedavg", "fixmatch")
+METHODS = (
+    "fedirm",
+    "fed_consistency",
+    "fed_selftraining",
+    "fedavg",
+    "fixmatch",
+    "rscfed",
+    "cbafed",
+)
+# Methods that know what an image is, and why.
+METHODS_OF_IMAGES = {
+    "fixmatch": "its strong view is of images",
+    "cbafed": "it labels images, not voxels",
+}
 
 PAPER = {
     "rounds": 100,
@@ -156,6 +169,47 @@ PRESETS["skin-64"] = {name: value for name, value in EMBEDDED.items() if name !=
     "consistency_rampup": 26,
     "eval_every": 2,
     "save_every": 1000,
+}
+# The rivals with the hyper-parameters that their papers print; the rest is the paper's preset.
+PRESETS |= {
+    "rscfed": PAPER
+    | {
+        "method": "rscfed",
+        "network": "resnet18",
+        "pretrained": 0,
+        "partition": "dirichlet",
+        "dirichlet_alpha": 0.8,
+        "num_labeled": 1,
+        "batch_size": 12,
+        "base_lr": 2e-3,
+        "labeled_lr_late": 0.0,
+        "unlabeled_lr": 1e-3,
+        "optimizer": "sgd",
+        "clip_gradients": 5.0,
+        "ema_decay": 0.999,
+        "labeled_weight": 200.0,
+        "fedavg_weights": "size",
+        "rscfed_beta": 0.01,
+        "rscfed_beta_labeled": 0.01,
+        "rounds": 850,
+        "join_epoch": 49,
+        "labeled_stop": 0,
+        "eval_every": 10,
+    },
+    "cbafed": PAPER
+    | {
+        "method": "cbafed",
+        "network": "resnet18",
+        "pretrained": 0,
+        "num_labeled": 1,
+        "labeled_weight": 10.0,
+        "fedavg_weights": "size",
+        "cbafed_labeled_epochs": 11,
+        "rounds": 1000,
+        "join_epoch": 500,
+        "labeled_stop": 0,
+        "eval_every": 10,
+    },
 }
 # Segmentation. The matrices, the mean teacher and the weights' average follow the paper; the loss,
 # the noise and the share of the entropy are the conventions of semi-supervised 3D segmentation;
@@ -555,7 +609,7 @@ def _federation(parser: argparse.ArgumentParser) -> None:
 def _training(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
     group.add_argument("--batch_size", type=int, default=48, help="images per step")
-    group.add_argument("--base_lr", type=float, default=1e-3, help="Adam's learning rate")
+    group.add_argument("--base_lr", type=float, default=1e-3, help="learning rate")
     group.add_argument(
         "--unlabeled_lr",
         type=float,
@@ -570,7 +624,14 @@ def _training(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--adam_beta1", type=float, default=0.9, help="Adam's first momentum")
     group.add_argument("--adam_beta2", type=float, default=0.999, help="Adam's second momentum")
-    group.add_argument("--weight_decay", type=float, default=5e-4, help="Adam's L2 penalty")
+    group.add_argument("--weight_decay", type=float, default=5e-4, help="L2 penalty")
+    group.add_argument(
+        "--optimizer", choices=("adam", "sgd"), default="adam", help="of every client"
+    )
+    group.add_argument("--sgd_momentum", type=float, default=0.9, help="of --optimizer sgd")
+    group.add_argument(
+        "--clip_gradients", type=float, default=0.0, help="largest norm of a step; 0: none"
+    )
     group.add_argument(
         "--label_smoothing", type=float, default=0.0, help="of the labelled clients' cross entropy"
     )
@@ -688,6 +749,68 @@ def _unlabeled(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.5,
         help="method fixmatch: largest side of the square cut out, a share of the image's",
+    )
+    group.add_argument(
+        "--rscfed_subsets", type=int, default=3, help="method rscfed: M, subsets of a round"
+    )
+    group.add_argument(
+        "--rscfed_clients", type=int, default=5, help="method rscfed: K, clients of a subset"
+    )
+    group.add_argument(
+        "--rscfed_beta",
+        type=float,
+        default=1e4,
+        help="method rscfed: how fast a client's share falls with its distance to the mean",
+    )
+    group.add_argument(
+        "--rscfed_beta_labeled",
+        type=float,
+        default=100.0,
+        help="method rscfed: the same in subsets with a labelled client",
+    )
+    group.add_argument(
+        "--rscfed_consistency", type=float, default=0.02, help="method rscfed: factor on its loss"
+    )
+    group.add_argument(
+        "--rscfed_sharpen",
+        type=float,
+        default=0.5,
+        help="method rscfed: temperature of the teacher's sharpened prediction; 1: as it is",
+    )
+    group.add_argument(
+        "--cbafed_base",
+        type=float,
+        default=0.84,
+        help="method cbafed: threshold of a pseudo label, before the class's share is added",
+    )
+    group.add_argument(
+        "--cbafed_highest", type=float, default=0.9, help="method cbafed: the largest threshold"
+    )
+    group.add_argument(
+        "--cbafed_tail",
+        type=float,
+        default=0.03,
+        help="method cbafed: a class of a smaller share takes images as their second class, too",
+    )
+    group.add_argument(
+        "--cbafed_labeled_epochs",
+        type=int,
+        default=0,
+        help="method cbafed: local epochs of a labelled client; 0: local_ep",
+    )
+    group.add_argument(
+        "--cbafed_mix_epochs",
+        type=int,
+        default=5,
+        help="method cbafed: a labelled client mixes its weights with those of so many local "
+        "epochs before, 1 to 4",
+    )
+    group.add_argument(
+        "--cbafed_record_rounds",
+        type=int,
+        default=5,
+        help="method cbafed: the server mixes its weights with those of so many rounds before, "
+        "half and half",
     )
     group.add_argument(
         "--relation_distance", choices=DISTANCES, default="kl", help="between relation matrices"
@@ -957,6 +1080,20 @@ RANGES = {
     "fixmatch_weight": (0, 1e6),
     "fixmatch_jitter": (0, 1),
     "fixmatch_cutout": (0, 1),
+    "rscfed_subsets": (1, 1000),
+    "rscfed_clients": (1, 100_000),
+    "rscfed_beta": (0, 1e12),
+    "rscfed_beta_labeled": (0, 1e12),
+    "rscfed_consistency": (0, 1e6),
+    "rscfed_sharpen": (1e-3, 1e3),
+    "cbafed_base": (0, 1),
+    "cbafed_highest": (0, 1),
+    "cbafed_tail": (0, 1),
+    "cbafed_labeled_epochs": (0, 10_000),
+    "cbafed_mix_epochs": (1, 1_000_000),
+    "cbafed_record_rounds": (1, 1_000_000),
+    "clip_gradients": (0, 1e9),
+    "sgd_momentum": (0, 0.9999999),
     "relation_min_samples": (0, 1_000_000),
     "consistency_scale": (0, 1e6),
     "drop_rate": (0, 0.99),
@@ -1031,6 +1168,12 @@ def check_values(args: argparse.Namespace) -> None:
         raise UserError(f"--patience {args.patience}: only with --engine loop")
     if args.dp_clip and args.engine == "loop":
         raise UserError(f"--dp_clip {args.dp_clip:g}: only with --engine flower or at sites")
+    stops = 0 < args.labeled_stop < args.rounds * args.local_ep
+    if args.method == "rscfed" and stops and args.stopped_clients == "average":
+        raise UserError(
+            f"--method rscfed --labeled_stop {args.labeled_stop}: it draws from those who train; "
+            "give --labeled_stop 0 or --stopped_clients leave"
+        )
     if args.num_labeled + (args.num_unlabeled or 0) > args.num_users:
         raise UserError(
             f"--num_labeled {args.num_labeled} --num_unlabeled {args.num_unlabeled}: more than "
@@ -1040,8 +1183,9 @@ def check_values(args: argparse.Namespace) -> None:
 
 def _check_task(args: argparse.Namespace) -> None:
     segmentation = args.task == "segmentation"
-    if segmentation and args.method == "fixmatch":
-        raise UserError("--method fixmatch: its strong view is of images; --task classification")
+    if segmentation and args.method in METHODS_OF_IMAGES:
+        reason = METHODS_OF_IMAGES[args.method]
+        raise UserError(f"--method {args.method}: {reason}; --task classification")
     if segmentation != (args.network == "unet3d"):
         raise UserError(
             f"--task {args.task} --network {args.network}: volumes are segmented by unet3d, images "

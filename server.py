@@ -83,10 +83,11 @@ class Server:
                 share = self.weight(update)
                 if update.labeled and self._may_stop and self._stops_after(round):
                     last_of_labeled.append((to_host(update.weights), share))
-                yield _placed(update.weights, device), share
+                if share:  # 0: it trained on nothing, and brought back what it had received
+                    yield placed(update.weights, device), share
                 del update  # not to hold its weights while the next client trains
             if not any(report.labeled for report in reports):
-                yield from ((_placed(weights, device), share) for weights, share in self._stopped)
+                yield from ((placed(weights, device), share) for weights, share in self._stopped)
 
         average = self.combine(weighted(), received)
         self._stopped = last_of_labeled or self._stopped
@@ -137,7 +138,8 @@ class Server:
         return {}
 
 
-def _placed(weights: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+def placed(weights: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """The weights on `device`; those that are there already are not copied."""
     return {name: value.to(device) for name, value in weights.items()}
 
 

@@ -202,6 +202,7 @@ def unpack_update(
         unpack_tensors(content["shared"]),
         {name: float(value) for name, value in content["stats"].items()},
         unpack_tensors(content["shown"]),
+        client=client,
     )
     return update, content["report"]["recalled"]
 

@@ -80,10 +80,11 @@ class Network(nn.Module):
     def twin(self) -> "Network":
         """A second network beside this one, for a teacher: made at the first call, then the same.
 
-        Its parameters take no gradient. It draws its dropout masks from this network's dropout.
+        Its parameters take no gradient, and its dropout has no generator yet.
         """
         if not self._twin:
-            twin = copy.deepcopy(self, {id(self.dropout): self.dropout}).requires_grad_(False)
+            nothing = {id(self.dropout.generator): None}  # a generator cannot be copied
+            twin = copy.deepcopy(self, nothing).requires_grad_(False)
             twin.compile_backbone(*self._compiled_sizes, **self._compile_options)
             self._twin.append(twin)
         return self._twin[0]

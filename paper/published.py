@@ -90,6 +90,8 @@ METHOD_TITLES = {
     "fed_consistency": "Fed-Consistency",
     "fedirm": "FedIRM",
     "fixmatch": "FixMatch + FedAvg",
+    "rscfed": "RSCFed",
+    "cbafed": "CBAFed",
 }
 
 
@@ -207,7 +209,10 @@ def _rival(method: str) -> Setting:
 RIVALS = (
     UPPER_BOUND,
     LOWER_BOUND,
-    *map(_rival, ("fed_selftraining", "fed_consistency", "fedirm", "fixmatch")),
+    *map(
+        _rival,
+        ("fed_selftraining", "fed_consistency", "fedirm", "fixmatch", "rscfed", "cbafed"),
+    ),
 )
 
 

@@ -57,16 +57,27 @@ class Classification:
         until_stopped: Callable[[Iterator], Iterator],
     ) -> torch.Tensor:
         """int64, one per image of the data set; IGNORED for the images of others, too."""
-        device = net_device(net)
-        size = evaluation_batch_size(args.batch_size, dataset.input_shape, device)
-        with torch.no_grad():
-            batches = until_stopped(dataset.evaluation_batches(indices, size, device))
-            probabilities = torch.cat([softmax(net(images)[1], dim=1) for images in batches])
+        probabilities = self.probabilities(net, dataset, indices, args, until_stopped)
         confidence, classes = probabilities.max(dim=1)
         chosen = classes.masked_fill(confidence < args.confidence_threshold, IGNORED)
         labels = torch.full((len(dataset),), IGNORED)
         labels[indices] = chosen.cpu()
         return labels
+
+    def probabilities(
+        self,
+        net: Network,
+        dataset: ImageDataset,
+        indices: torch.Tensor,
+        args: Namespace,
+        until_stopped: Callable[[Iterator], Iterator],
+    ) -> torch.Tensor:
+        """float32 (N, C) on the device of `net`, in eval mode: the images `indices`, in order."""
+        device = net_device(net)
+        size = evaluation_batch_size(args.batch_size, dataset.input_shape, device)
+        with torch.no_grad():
+            batches = until_stopped(dataset.evaluation_batches(indices, size, device))
+            return torch.cat([softmax(net(images)[1], dim=1) for images in batches])
 
     def evaluate(
         self, networks: Sequence[Network], dataset: ImageDataset, args: Namespace
