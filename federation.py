@@ -16,7 +16,6 @@ from methods.cbafed import CBAFedLocalUpdate, CBAFedServer, CBAFedSupervisedLoca
 from methods.fixmatch import FixMatchLocalUpdate
 from methods.rscfed import RSCFedLocalUpdate, RSCFedServer
 from methods.self_training import SelfTrainingLocalUpdate
-from networks.densenet import find_imagenet_weights
 from networks.devices import (
     choose_devices,
     choose_precision,
@@ -25,8 +24,9 @@ from networks.devices import (
     set_deterministic,
     set_precision,
 )
+from networks.kinds import NETWORKS, architecture, build_network
 from networks.models import Network
-from networks.saved import architecture, build_network, load_weights, starting_weights
+from networks.saved import load_weights, starting_weights
 from options import needs_embedded_data
 from record.opening import is_run
 from record.state import Progress
@@ -73,8 +73,8 @@ def prepare(
 def foresee(args: Namespace) -> None:
     """`UserError` for what a new run will miss that no data tell, before any is read."""
     is_new = args.resume is None and not (args.run_dir and is_run(args.run_dir))
-    if is_new and args.pretrained and args.network == "densenet121":
-        find_imagenet_weights()
+    if is_new and args.pretrained:
+        NETWORKS[args.network].network.find_published()
 
 
 def build_server(args: Namespace) -> Server:

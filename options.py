@@ -51,7 +51,8 @@ def _digest(described: dict) -> str:
 
 VOLUME_PHANTOM = ("phantom_patients", "phantom_difficulty")  # what embedded volumes depend on
 TASKS = ("classification", "segmentation")
-NETWORKS = ("densenet121", "unet3d")
+NETWORKS = ("densenet121", "resnet18", "unet3d")
+NORMS = ("batch", "group")
 METHODS = (
     "fedirm",
     "fed_consistency",
@@ -199,8 +200,6 @@ PRESETS |= {
     "cbafed": PAPER
     | {
         "method": "cbafed",
-        "network": "resnet18",
-        "pretrained": 0,
         "num_labeled": 1,
         "labeled_weight": 10.0,
         "fedavg_weights": "size",
@@ -847,6 +846,13 @@ def _network(parser: argparse.ArgumentParser) -> None:
         "--network", choices=NETWORKS, default="densenet121", help="what every client trains"
     )
     group.add_argument(
+        "--norm",
+        choices=NORMS,
+        default="batch",
+        help="normalisation in networks of images: group keeps no statistics, which unlabelled "
+        "clients' own would carry into the average",
+    )
+    group.add_argument(
         "--unet_channels",
         type=int,
         nargs="+",
@@ -1189,12 +1195,16 @@ def _check_task(args: argparse.Namespace) -> None:
     if segmentation != (args.network == "unet3d"):
         raise UserError(
             f"--task {args.task} --network {args.network}: volumes are segmented by unet3d, images "
-            "classified by densenet121"
+            "classified by densenet121 or resnet18"
         )
     if segmentation and args.engine == "sites":
         raise UserError(
             "--engine sites: reads images alone; train on volumes with --engine loop or flower"
         )
+    if args.norm == "group" and segmentation:
+        raise UserError("--norm group: the 3D U-Net has instance norm; leave it out")
+    if args.norm == "group" and args.pretrained:
+        raise UserError("--norm group: published weights have BatchNorm; give --pretrained 0")
     if args.medmnist is not None and segmentation:
         raise UserError("--medmnist: holds images; --task segmentation needs --volumes")
     if args.volumes is not None and not segmentation:

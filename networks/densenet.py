@@ -1,4 +1,4 @@
-"""DenseNet121's backbone from torchvision, and its ImageNet weights from disk."""
+"""DenseNet121's backbone from torchvision, and ImageNet weights from disk."""
 
 import re
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torchvision.models import DenseNet, densenet121
+from torchvision.models import DenseNet, ResNet, densenet121
 
 from utils.checkpoint import load_checkpoint
 from utils.errors import UserError
@@ -16,7 +16,11 @@ NUM_FEATURES = 1024
 HUB = Path("models", "hub", "checkpoints")
 CHECKPOINT_FOLDER = Path(__file__).resolve().parents[1] / HUB
 _OLD_NAME = re.compile(r"\b(norm|conv)\.(\d)\.")
-CHECKPOINT_NAMES = ("densenet121-a639ec97.pth", "densenet121.pth")
+# As torchvision publishes them, and as somebody may have named them.
+CHECKPOINT_NAMES = {
+    "densenet121": ("densenet121-a639ec97.pth", "densenet121.pth"),
+    "resnet18": ("resnet18-f37072fd.pth", "resnet18.pth"),
+}
 
 
 def current_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -38,39 +42,43 @@ def build_densenet121(num_outputs: int) -> DenseNet:
     return network
 
 
-def find_imagenet_weights(folder: Path = CHECKPOINT_FOLDER) -> Path:
+def find_imagenet_weights(folder: Path = CHECKPOINT_FOLDER, network: str = "densenet121") -> Path:
     """The file of ImageNet weights in `folder`, or below the folder one is in, where an installed
     program's user has it; `UserError` says where to put one."""
     for place in (folder, HUB):
-        for name in CHECKPOINT_NAMES:
+        for name in CHECKPOINT_NAMES[network]:
             if (place / name).is_file():
                 return place / name
-    fetch = "from torchvision.models import densenet121; densenet121(weights='DEFAULT')"
+    fetch = f"from torchvision.models import {network}; {network}(weights='DEFAULT')"
     raise UserError(
         f"--pretrained 1: no ImageNet weights in {folder}: put torchvision's "
-        f"{CHECKPOINT_NAMES[0]} there (in the program's folder: TORCH_HOME=models python -c "
-        f'"{fetch}"), or train from random weights with --pretrained 0'
+        f"{CHECKPOINT_NAMES[network][0]} there (in the program's folder: TORCH_HOME=models "
+        f'python -c "{fetch}"), or train from random weights with --pretrained 0'
     )
 
 
-def load_imagenet_weights(network: DenseNet, path: Path) -> None:
+def load_imagenet_weights(network: DenseNet | ResNet, path: Path) -> None:
     """Load the backbone of a published ImageNet checkpoint into `network`, in place.
 
-    Accepts today's names and those of the published file, which writes `norm.1` for `norm1`.
+    Accepts today's names and those of the published DenseNet, which writes `norm.1` for `norm1`.
     The 1000-class head is left out. Raises `UserError` when an entry is missing or misshapen.
     """
     published = load_checkpoint(path, check=mapping(text(200), tensor(), largest=10_000))
+    title, head = "DenseNet121", "classifier."
+    if isinstance(network, ResNet):
+        title, head = "ResNet-18", "fc."
+    ours = network.state_dict()
     backbone = {
-        name.removeprefix("features."): value
-        for name, value in current_names(published).items()
-        if name.startswith("features.")
+        name: value for name, value in current_names(published).items() if not name.startswith(head)
     }
-    # The published file is older than BatchNorm's step counter, which starts at 0.
-    for name, value in network.features.state_dict().items():
-        if name.endswith("num_batches_tracked"):
+    # The head stays; published files are older than BatchNorm's step counter, which starts at 0.
+    for name, value in ours.items():
+        if name.startswith(head):
+            backbone[name] = value
+        elif name.endswith("num_batches_tracked"):
             backbone.setdefault(name, torch.zeros_like(value))
     try:
-        network.features.load_state_dict(backbone)
+        network.load_state_dict(backbone)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
-        raise UserError(f"{path}: not the weights of a DenseNet121: {reason}") from error
+        raise UserError(f"{path}: not the weights of a {title}: {reason}") from error

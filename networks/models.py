@@ -1,24 +1,26 @@
-"""The networks that clients train: what all have alike, and DenseNet121."""
+"""The networks that clients train: what all have alike, and those of images."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional
+from torchvision.models import resnet18
 
 from networks.attention import SelfAttention
 from networks.densenet import (
-    NUM_FEATURES,
     build_densenet121,
     find_imagenet_weights,
     load_imagenet_weights,
 )
 from networks.recorded import RecordedPasses
-from options import ATTENTIONS
+from options import ATTENTIONS, NORMS
 from utils.errors import UserError
 
 BATCHNORM_MOMENTUM = 0.1  # PyTorch's own
+GROUPS = 32
 MODES = ("U-Ones", "U-Zeros", "U-MultiClass")
 
 
@@ -73,9 +75,14 @@ class Network(nn.Module):
     def _batchnorms(self) -> Iterator[nn.Module]:
         return (module for module in self.modules() if isinstance(module, nn.BatchNorm2d))
 
+    @classmethod
+    def find_published(cls) -> Path:
+        """The file of published weights of the backbone; `UserError` where there is none."""
+        raise UserError(f"{cls.__name__} has no published weights; give --pretrained 0")
+
     def load_imagenet(self) -> None:
         """Load published weights of the backbone; `UserError` where there are none."""
-        raise UserError(f"{type(self).__name__} has no published weights; give --pretrained 0")
+        self.find_published()
 
     def twin(self) -> "Network":
         """A second network beside this one, for a teacher: made at the first call, then the same.
@@ -157,52 +164,130 @@ class Network(nn.Module):
         return features, self.classify(features)
 
 
-class DenseNet121(Network):
-    """DenseNet121 with one dropout between the pooled features and a linear head.
+class ImageClassifier(Network):
+    """A backbone of images with one dropout between the pooled features and a linear head.
 
     out_size: number of classes in the label file.
     mode: what a label of -1 means; "U-MultiClass" adds one output for the class "uncertain".
     drop_rate: of the dropout before the head, in [0, 1).
     attention: "self" puts one self-attention layer over the last feature map.
+    norm: "group" has group normalisation where the backbone has BatchNorm.
+
+    Children build the backbone, with a head of `num_outputs`, as one of their modules.
+    """
+
+    name: str  # as torchvision calls it
+    num_features: int
+
+    def __init__(
+        self,
+        out_size: int,
+        mode: str = "U-Ones",
+        drop_rate: float = 0.2,
+        attention: str = "none",
+        norm: str = "batch",
+    ):
+        super().__init__(drop_rate)
+        for value, choices in ((mode, MODES), (attention, ATTENTIONS), (norm, NORMS)):
+            if value not in choices:
+                raise ValueError(f"one of {choices} is wanted, not {value!r}")
+        self.num_outputs = out_size + (mode == "U-MultiClass")
+        self.build_backbone()
+        if norm == "group":
+            use_group_norm(self)
+        attends = attention == "self"
+        self.attention = SelfAttention(self.num_features) if attends else nn.Identity()
+
+    def build_backbone(self) -> None:
+        """Add the backbone and its head as modules, with random weights."""
+        raise NotImplementedError
+
+    def backbone_map(self, images: torch.Tensor) -> torch.Tensor:
+        """images (B, 3, H, W) -> the backbone's last feature map (B, F, h, w)."""
+        raise NotImplementedError
+
+    @classmethod
+    def find_published(cls) -> Path:
+        """The file of ImageNet weights in models/hub/checkpoints."""
+        return find_imagenet_weights(network=cls.name)
+
+    def feature_map(self, images: torch.Tensor) -> torch.Tensor:
+        """images (B, 3, H, W), ImageNet-normalised -> last feature map (B, F, H/32, W/32)."""
+        with torch.autocast(
+            images.device.type,
+            dtype=self.autocast_dtype,
+            enabled=self.autocast_dtype is not None,
+        ):
+            return self.attention(self.backbone_map(images))
+
+    def plain_features(self, images: torch.Tensor) -> torch.Tensor:
+        """images (B, 3, H, W) -> activations (B, F) in float32, before dropout."""
+        return self.feature_map(images).float().mean(dim=(2, 3))
+
+    def classify(self, activations: torch.Tensor) -> torch.Tensor:
+        """activations (..., F) -> logits (..., num_outputs); draws a fresh dropout mask."""
+        return self.head_layer(self.dropout(activations))
+
+
+class DenseNet121(ImageClassifier):
+    """The paper's: DenseNet121, 1024 features.
 
     The state dict's names are those of the released program: `densenet121.features.*`,
     `densenet121.classifier.0.weight` and `.bias` (727 entries), and `attention.*` if there is one.
     """
 
-    def __init__(
-        self, out_size: int, mode: str = "U-Ones", drop_rate: float = 0.2, attention: str = "none"
-    ):
-        super().__init__(drop_rate)
-        if mode not in MODES:
-            raise ValueError(f"mode is one of {MODES}, not {mode!r}")
-        if attention not in ATTENTIONS:
-            raise ValueError(f"attention is one of {ATTENTIONS}, not {attention!r}")
-        self.num_outputs = out_size + (mode == "U-MultiClass")
+    name = "densenet121"
+    num_features = 1024
+
+    def build_backbone(self) -> None:
+        """torchvision's."""
         self.densenet121 = build_densenet121(self.num_outputs)
-        self.attention = SelfAttention(NUM_FEATURES) if attention == "self" else nn.Identity()
 
     def load_imagenet(self) -> None:
         """Load ImageNet weights from models/hub/checkpoints; `UserError` where there are none."""
-        load_imagenet_weights(self.densenet121, find_imagenet_weights())
+        load_imagenet_weights(self.densenet121, self.find_published())
 
     @property
     def head_layer(self) -> nn.Module:
         """The linear layer behind the dropout."""
         return self.densenet121.classifier[0]
 
-    def feature_map(self, images: torch.Tensor) -> torch.Tensor:
-        """images (B, 3, H, W), ImageNet-normalised -> last feature map (B, 1024, H/32, W/32)."""
-        with torch.autocast(
-            images.device.type,
-            dtype=self.autocast_dtype,
-            enabled=self.autocast_dtype is not None,
-        ):
-            return self.attention(functional.relu(self.densenet121.features(images)))
+    def backbone_map(self, images: torch.Tensor) -> torch.Tensor:
+        """images (B, 3, H, W) -> (B, 1024, H/32, W/32)."""
+        return functional.relu(self.densenet121.features(images))
 
-    def plain_features(self, images: torch.Tensor) -> torch.Tensor:
-        """images (B, 3, H, W) -> activations (B, 1024) in float32, before dropout."""
-        return self.feature_map(images).float().mean(dim=(2, 3))
 
-    def classify(self, activations: torch.Tensor) -> torch.Tensor:
-        """activations (..., 1024) -> logits (..., num_outputs); draws a fresh dropout mask."""
-        return self.densenet121.classifier(self.dropout(activations))
+class ResNet18(ImageClassifier):
+    """torchvision's ResNet-18, 512 features: the network of the later methods' own papers."""
+
+    name = "resnet18"
+    num_features = 512
+
+    def build_backbone(self) -> None:
+        """torchvision's, its average pooling unused."""
+        self.resnet18 = resnet18(weights=None, num_classes=self.num_outputs)
+
+    def load_imagenet(self) -> None:
+        """Load ImageNet weights from models/hub/checkpoints; `UserError` where there are none."""
+        load_imagenet_weights(self.resnet18, self.find_published())
+
+    @property
+    def head_layer(self) -> nn.Module:
+        """The linear layer behind the dropout."""
+        return self.resnet18.fc
+
+    def backbone_map(self, images: torch.Tensor) -> torch.Tensor:
+        """images (B, 3, H, W) -> (B, 512, H/32, W/32)."""
+        net = self.resnet18
+        maps = net.maxpool(net.relu(net.bn1(net.conv1(images))))
+        return net.layer4(net.layer3(net.layer2(net.layer1(maps))))
+
+
+def use_group_norm(module: nn.Module) -> None:
+    """Put group normalisation (Wu and He, ECCV 2018; 32 groups) in the place of every BatchNorm2d
+    below `module`: it keeps no statistics that clients could disagree about."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, nn.GroupNorm(GROUPS, child.num_features))
+        else:
+            use_group_norm(child)

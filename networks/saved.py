@@ -1,21 +1,19 @@
 """Networks in files: what a checkpoint holds, and the network that it describes."""
 
 import re
-from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from networks.densenet import current_names
-from networks.models import ATTENTIONS, MODES, DenseNet121, Network
-from networks.unet3d import UNet3d
+from networks.kinds import NETWORKS, OLD_DESCRIPTION, OLDEST, check_architecture
+from networks.models import Network
 from utils.checkpoint import load_checkpoint
 from utils.commands import command_line
 from utils.errors import UserError
 from utils.schema import (
     Mismatch,
-    anything,
     choice,
     mapping,
     number,
@@ -26,39 +24,6 @@ from utils.schema import (
     whole,
 )
 from utils.tensors import find_non_finite
-
-HEAD = "densenet121.classifier.0.weight"
-# The weights of each network's last layer, (C, ...): a file of it has them.
-HEADS = {"densenet121": HEAD, "unet3d": "head.weight"}
-TITLES = {"densenet121": "DenseNet121", "unet3d": "3D U-Net"}
-OLD_DESCRIPTION = {
-    "mode": "U-Ones",
-    "drop_rate": 0.2,
-    "attention": "none",
-}  # as released
-
-
-def _densenet121(architecture: Mapping, class_names: Sequence[str]) -> Network:
-    mode, attention = architecture["mode"], architecture["attention"]
-    out_size = len(class_names) - (mode == "U-MultiClass")
-    return DenseNet121(out_size, mode, architecture["drop_rate"], attention)
-
-
-def _unet3d(architecture: Mapping, class_names: Sequence[str]) -> Network:
-    return UNet3d(
-        architecture["in_channels"],
-        len(class_names),
-        architecture["channels"],
-        architecture["residual_units"],
-        architecture["drop_rate"],
-    )
-
-
-# What builds each network from a checkpoint's description and its class names, weights at random.
-NETWORKS: dict[str, Callable[[Mapping, Sequence[str]], Network]] = {
-    "densenet121": _densenet121,
-    "unet3d": _unet3d,
-}
 
 
 def model_content(
@@ -86,36 +51,6 @@ def model_content(
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 STATE_DICT = mapping(text(200), tensor((*FLOATING, torch.int64)), largest=10_000)
-# What each network's description holds; the first version knew DenseNet121 and did not name it.
-DESCRIPTIONS = {
-    "densenet121": record(
-        {
-            "mode": choice(*MODES),
-            "drop_rate": number(0, 1 - 1e-6),
-            "attention": choice(*ATTENTIONS),
-        },
-        {"network": choice("densenet121")},
-    ),
-    "unet3d": record(
-        {
-            "network": choice("unet3d"),
-            "in_channels": whole(1, 64),
-            "channels": sequence(whole(1, 4096), 2, 8),
-            "residual_units": whole(0, 16),
-            "drop_rate": number(0, 1 - 1e-6),
-        }
-    ),
-}
-
-
-def check_architecture(value: object, place: str) -> None:
-    """`Mismatch` unless a file describes a network that this version knows."""
-    mapping(text(100), anything, largest=100)(value, place)
-    name = value.get("network", "densenet121")
-    choice(*NETWORKS)(name, f"{place}/network")
-    DESCRIPTIONS[name](value, place)
-
-
 DICOM = record({"window": text(100), "size": whole(16, 1024)})
 VOLUMES = record(
     {
@@ -160,12 +95,12 @@ def check_model(content: Mapping, place: str) -> None:
     else:
         weights = content.get("state_dict", content)
         STATE_DICT(weights, "state_dict" if weights is not content else "")
-    network = content.get("architecture", {}).get("network", "densenet121")
-    head = HEADS[network if "class_names" in content else "densenet121"]
-    if not any(name.removeprefix("module.") == head for name in weights):
-        raise Mismatch(f"no weights of this {TITLES[network]} in it (no {head})")
-    value = next(value for name, value in weights.items() if name.endswith(head))
-    tensor(FLOATING, (None,) * (2 if head == HEAD else 5))(value, head)
+    described = content.get("architecture", {}) if "class_names" in content else {}
+    kind = NETWORKS[described.get("network", OLDEST)]
+    if not any(name.removeprefix("module.") == kind.head for name in weights):
+        raise Mismatch(f"no weights of this {kind.title} in it (no {kind.head})")
+    value = next(value for name, value in weights.items() if name.endswith(kind.head))
+    tensor(FLOATING, (None,) * kind.head_dims)(value, kind.head)
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -213,9 +148,8 @@ def load_model(
         )
     content["class_names"] = list(own or class_names)
     content.setdefault("architecture", OLD_DESCRIPTION)
-    # Checkpoints of version 0.1 knew one network and did not name it.
-    content["architecture"] = {"network": "densenet121"} | content["architecture"]
-    num_outputs = weights[HEADS[content["architecture"]["network"]]].shape[0]
+    content["architecture"] = {"network": OLDEST} | content["architecture"]
+    num_outputs = weights[NETWORKS[content["architecture"]["network"]].head].shape[0]
     if num_outputs != len(content["class_names"]):
         raise UserError(
             f"{path}: {num_outputs} outputs, but {len(content['class_names'])} class names"
@@ -244,14 +178,6 @@ def starting_weights(
     return weights
 
 
-def build_network(architecture: Mapping, class_names: Sequence[str]) -> Network:
-    """The network that `architecture` describes (see there), with random weights.
-
-    `class_names` are those of the data set, "uncertain" of U-MultiClass among them.
-    """
-    return NETWORKS[architecture["network"]](architecture, class_names)
-
-
 def load_weights(net: Network, weights: Mapping[str, torch.Tensor], source: Path) -> None:
     """Load `weights` into `net`; a network with attention also takes weights without it."""
     try:
@@ -269,24 +195,6 @@ def load_weights(net: Network, weights: Mapping[str, torch.Tensor], source: Path
 
 # What a description calls by another name than the flag that decides it.
 FLAGS = {"channels": "unet_channels", "in_channels": "channels"}
-
-
-def architecture(args: Namespace) -> dict:
-    """What `build_network` needs to know of the flags: the network and what it is made of."""
-    if args.network == "unet3d":
-        return {
-            "network": args.network,
-            "in_channels": args.channels,
-            "channels": list(args.unet_channels),
-            "residual_units": args.residual_units,
-            "drop_rate": args.drop_rate,
-        }
-    return {
-        "network": args.network,
-        "mode": args.label_uncertainty,
-        "drop_rate": args.drop_rate,
-        "attention": args.attention,
-    }
 
 
 def model_bytes(net: Network) -> int:

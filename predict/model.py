@@ -13,8 +13,9 @@ import torch
 from dataloaders.dicom import WINDOW_CHOICES, Preprocessing
 from dataloaders.prepare.conversion import Rejected
 from networks.devices import choose_devices, choose_precision, place_network, set_precision
+from networks.kinds import build_network
 from networks.models import Network
-from networks.saved import build_network, find_checkpoint, load_model, load_weights
+from networks.saved import find_checkpoint, load_model, load_weights
 from predict.files import Arrays, ImageFiles, find_files
 from predict.gradcam import heat_maps, picture_beside_heat
 from predict.inference import UNLIKE, FilePredictions, SeesBatch, predict_files
@@ -174,7 +175,7 @@ def load(
     """
     path = find_checkpoint(Path(path))
     weights, content = load_model(path, class_names)
-    if content["architecture"]["network"] != "densenet121":
+    if content["architecture"]["network"] == "unet3d":
         raise UserError(
             f"{path}: a network of volumes, not of images; use predict.segmenter.load_segmenter"
         )

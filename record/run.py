@@ -17,8 +17,9 @@ from dataloaders.overlap import compare_all, members_of, save_seen, warning_line
 from dataloaders.split import save_split
 from local_update import ClientUpdate, LocalUpdate, Task
 from networks.devices import activation_bytes, choose_precision
+from networks.kinds import architecture
 from networks.models import Network
-from networks.saved import architecture, model_bytes, model_content
+from networks.saved import model_bytes, model_content
 from options import own_flags
 from predict.inference import gives_finite_output
 from record.checks import refuse_other_data, refuse_other_precision, refuse_small_disk

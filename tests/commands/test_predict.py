@@ -11,7 +11,8 @@ from PIL import Image
 from dataloaders.dataset import load_dataset
 from dataloaders.likeness import describe_pictures, find_unlike
 from dataloaders.table import read_table
-from networks.saved import build_network, find_checkpoint, model_content
+from networks.kinds import build_network
+from networks.saved import find_checkpoint, model_content
 from predict import load
 from predict.gradcam import picture_beside_heat
 from predict.inference import predict

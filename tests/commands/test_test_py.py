@@ -14,7 +14,7 @@ from sklearn import metrics as sklearn_metrics
 
 from dataloaders.dataset import load_dataset
 from dataloaders.table import read_table
-from networks.saved import build_network
+from networks.kinds import build_network
 from predict.card import describe_model
 from predict.inference import predict, predict_set
 from tests.helpers import PROJECT

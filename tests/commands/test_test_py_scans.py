@@ -16,7 +16,8 @@ from dataloaders.dicom import Preprocessing
 from dataloaders.phantom.patients import CLASS_NAMES
 from dataloaders.prepare.rsna import convert_dicom
 from dataloaders.table import read_table
-from networks.saved import build_network, model_content
+from networks.kinds import build_network
+from networks.saved import model_content
 from predict.inference import _whole_batches, predict, predict_files
 from predict.scans import scan_files, write_scan_predictions
 from tests.helpers.dicom_files import PATIENT_NAME, head, write_ct

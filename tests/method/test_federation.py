@@ -15,7 +15,7 @@ from dataloaders.split import Split
 from federation import METHODS, build_networks, clients_taking_part, first_weights
 from local_update import ClientUpdate
 from networks.devices import choose_devices, refuse_endless_run
-from networks.saved import NETWORKS
+from networks.kinds import NETWORKS
 from options import args_parser
 from record.rounds import RoundMatrices, is_scored, round_row
 from record.state import Progress

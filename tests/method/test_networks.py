@@ -5,13 +5,14 @@ import re
 
 import pytest
 import torch
-from torchvision.models import densenet121
+from torchvision.models import densenet121, resnet18
 
 from networks.attention import SelfAttention
 from networks.densenet import find_imagenet_weights, load_imagenet_weights
 from networks.devices import place_network
-from networks.models import DenseNet121, SeededDropout
-from networks.saved import build_network, load_model, load_weights
+from networks.kinds import build_network
+from networks.models import DenseNet121, ResNet18, SeededDropout
+from networks.saved import load_model, load_weights, model_content, starting_weights
 from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
 
@@ -288,3 +289,61 @@ def test_damaged_imagenet_file_is_one_line(spare, tmp_path, content):
     with pytest.raises(UserError) as error:
         load_imagenet_weights(spare.densenet121, path)
     assert str(path) in one_line(error)
+
+
+# ---- ResNet-18, and group normalisation
+
+
+def test_resnet18_is_torchvisions_up_to_the_head():
+    torch.manual_seed(5)
+    net, theirs = ResNet18(3, drop_rate=0.0), resnet18(weights=None, num_classes=3)
+    theirs.load_state_dict(net.resnet18.state_dict())
+    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for mode in (True, False):
+        features, logits = net.train(mode)(images)
+        assert features.shape == (4, 512)
+        torch.testing.assert_close(logits, theirs.train(mode)(images))
+
+
+def test_published_resnet_loads_but_for_its_head(tmp_path):
+    torch.manual_seed(6)
+    theirs = resnet18(weights=None)
+    path = tmp_path / "resnet18-f37072fd.pth"
+    torch.save(theirs.state_dict(), path)
+    assert find_imagenet_weights(tmp_path, "resnet18") == path
+    net = ResNet18(3)
+    head = net.head_layer.weight.clone()
+    load_imagenet_weights(net.resnet18, path)
+    assert torch.equal(net.resnet18.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
+    assert torch.equal(net.head_layer.weight, head)
+    with pytest.raises(UserError, match=r"not the weights of a DenseNet121: Missing"):
+        load_imagenet_weights(DenseNet121(3).densenet121, path)
+
+
+@pytest.mark.parametrize("network", ["densenet121", "resnet18"])
+def test_group_norm_knows_no_batch(network, tmp_path):
+    description = {"network": network, "mode": "U-Ones", "drop_rate": 0.0, "attention": "none"}
+    net = build_network(description | {"norm": "group"}, ["a", "b"]).train()
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules())
+    assert list(net.buffers()) == [] and net.batchnorm_momentum is None
+    images = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    alone, together = net(images[:1])[1], net(images)[1]
+    torch.testing.assert_close(alone, together[:1], rtol=1e-4, atol=1e-5)
+    plain = build_network(description, ["a", "b"]).train()
+    assert not torch.allclose(plain(images[:2])[1][:1], plain(images)[1][:1], rtol=1e-2)
+
+
+@pytest.mark.parametrize("extra", [{}, {"norm": "group"}])
+def test_a_file_says_which_network_it_holds(extra, tmp_path):
+    description = {"network": "resnet18", "mode": "U-Ones", "drop_rate": 0.2, "attention": "none"}
+    description |= extra
+    net = build_network(description, ["a", "b"])
+    path = tmp_path / "model.pth"
+    torch.save(model_content(net.state_dict(), ("a", "b"), description, {}, "rscfed", 3), path)
+    weights, content = load_model(path)
+    again = build_network(content["architecture"], ["a", "b"])
+    load_weights(again, weights, path)
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(net.eval()(images)[1], again.eval()(images)[1])
+    with pytest.raises(UserError, match="made with --network resnet18, this run has --net"):
+        starting_weights(path, ("a", "b"), description | {"network": "densenet121"})

@@ -12,7 +12,8 @@ import torch
 from dataloaders.overlap import Listed
 from dataloaders.preparation import read_preparation
 from networks.densenet import load_imagenet_weights
-from networks.saved import HEAD, load_model
+from networks.kinds import HEAD
+from networks.saved import load_model
 from predict.card import describe_run
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError

@@ -9,7 +9,8 @@ import torch
 
 from dataloaders.nifti import read_nifti
 from dataloaders.prepare.decathlon import prepare_decathlon
-from networks.saved import build_network, model_content
+from networks.kinds import build_network
+from networks.saved import model_content
 from predict.segmenter import Segmenter, load_segmenter, open_held_out, predict_volumes
 from predict.volumes import segment_set
 from tests.helpers.used_run import run_test_py

@@ -4,13 +4,8 @@ import pytest
 import torch
 
 from networks.devices import place_network
-from networks.saved import (
-    build_network,
-    check_architecture,
-    load_model,
-    load_weights,
-    model_content,
-)
+from networks.kinds import build_network, check_architecture
+from networks.saved import load_model, load_weights, model_content
 from networks.unet3d import UNet3d
 from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
