@@ -310,6 +310,9 @@ def args_parser(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if chosen.args_from is not None:
         parser.set_defaults(**flags_of_run(chosen.args_from, parser))
     args = parser.parse_args(argv)
+    if args.split is not None and args.split.is_dir():
+        for flag, file in LIST_FILES.items():
+            setattr(args, flag, getattr(args, flag) or args.split / file)
     if args.relation_min_samples == 0:
         args.relation_min_samples = RELATION_MIN_AT_SITES if args.engine == "sites" else 1
     check_options(args)
@@ -319,6 +322,11 @@ def args_parser(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 RELATION_MIN_AT_SITES = 5
+LIST_FILES = {  # of a folder that --split names
+    "csv_file_train": "train.csv",
+    "csv_file_val": "validation.csv",
+    "csv_file_test": "test.csv",
+}
 NOT_AGAIN = ("run_dir", "resume", "dry_run", "finish", "args_from")
 
 
@@ -545,7 +553,10 @@ def _federation(parser: argparse.ArgumentParser) -> None:
         "--dirichlet_alpha", type=float, default=0.5, help="small: clients of few classes"
     )
     group.add_argument(
-        "--split", type=Path, help="a split.json of another run: the same clients again"
+        "--split",
+        type=Path,
+        help="a split.json of another run: the same clients again; or the field's lists: a folder "
+        "of train.csv, validation.csv, test.csv and train_clients.json",
     )
     group.add_argument(
         "--num_unlabeled",

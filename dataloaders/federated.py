@@ -35,6 +35,8 @@ from dataloaders.split import (
     absent_class_warnings,
     class_client_table,
     class_set_table,
+    is_published,
+    load_published,
     load_split,
     missing_class_warnings,
 )
@@ -153,23 +155,26 @@ def deal_clients(args: Namespace, table: ImageTable) -> Split:
     With `labeled_fraction` every user is two clients: its labelled part, numbered like the user,
     and its unlabelled part, numbered `num_users` higher.
     """
-    if args.split is not None:
+    if args.split is not None and not is_published(args.split):
         dealt = load_split(args.split, table)
     else:
         seed = derive_seed(args.seed, "split") % 2**32
-        clients, how = _partition(args, table, seed)
+        if args.split is None:
+            clients, how = _partition(args, table, seed)
+        else:
+            clients, how = load_published(args.split, table)
         count = None if args.labeled_ids else args.num_labeled
-        labeled = labelled_clients(args.num_users, count, args.labeled_ids)
+        labeled = labelled_clients(len(clients), count, args.labeled_ids)
         if args.labeled_fraction:
             parts = [
                 labelled_fraction(rows, table.labels, args.labeled_fraction, seed)
                 for rows in clients
             ]
             clients = [labeled_part for labeled_part, _ in parts] + [rest for _, rest in parts]
-            labeled = tuple(range(args.num_users))
+            labeled = tuple(range(len(parts)))
             how += f", {args.labeled_fraction:g} of each client's images labelled"
         sites = None
-        if args.partition == "site":
+        if args.split is None and args.partition == "site":
             sites = [sorted({table.sites[row] for row in rows}) for rows in clients]
         dealt = Split(clients, labeled, seed, how, sites)
     smallest = min(map(len, dealt.clients))

@@ -13,7 +13,7 @@ from dataloaders.table import ImageTable
 from utils.errors import UserError
 from utils.files import write_text
 from utils.json_files import read_json
-from utils.schema import choice, record, sequence, text, whole
+from utils.schema import choice, mapping, record, sequence, text, whole
 
 
 def class_set_table(class_names: Sequence[str], labels_of_set: dict[str, np.ndarray]) -> str:
@@ -185,6 +185,55 @@ def load_split(path: str | Path, table: ImageTable) -> Split:
     return Split(clients, labelled, content["seed"], content["how"], content.get("sites"))
 
 
+CLIENT_LISTS = "train_clients.json"
+SERVER = "server"  # the images that another method's server trains on
+ROWS = sequence(whole(0, 10**9), 0, 10**8)
+
+
+def is_published(path: Path) -> bool:
+    """Whether `--split` names the field's lists (a folder, or its train_clients.json) instead of a
+    run's split.json."""
+    return path.is_dir() or path.name == CLIENT_LISTS
+
+
+def load_published(path: Path, table: ImageTable) -> tuple[list[np.ndarray], str]:
+    """(each client's sorted row indices, how in words) of published lists: a JSON object that maps
+    a client's number to the rows of train.csv that it holds, counted from 0.
+
+    The rows of "server" are held by nobody, and those that `table` left out by nobody either.
+    `UserError` for other numbers than 0 to K - 1, a row that is not there or stands in two lists.
+    """
+    path = path / CLIENT_LISTS if path.is_dir() else path
+    content = read_json(path, mapping(text(20), ROWS, largest=10**6), "not the field's lists")
+    names = sorted((name for name in content if name != SERVER), key=lambda name: name.zfill(20))
+    if names != [str(client) for client in range(len(names))] or not names:
+        raise UserError(f"{path}: the clients are {', '.join(names)}; number them from 0")
+    rows = {line - HEADER_LINES: row for row, line in enumerate(table.line_numbers)}
+    holder: dict[int, str] = {}
+    for name, numbers in content.items():
+        for number in numbers:
+            if number not in rows and not table.dropped:
+                raise UserError(
+                    f"{path}: client {name} holds row {number}, and {table.source} has rows 0 to "
+                    f"{len(table) - 1}"
+                )
+            if number in holder:
+                raise UserError(
+                    f"{path}: row {number} (line {number + HEADER_LINES} of {table.source}) stands "
+                    f"in the lists of {holder[number]} and {name}; delete one"
+                )
+            holder[number] = name
+    clients = [
+        np.sort([rows[number] for number in content[name] if number in rows]).astype(np.int64)
+        for name in names
+    ]
+    how = f"the lists of {path.parent.name}"
+    if aside := len(content.get(SERVER, ())):
+        how += f", {aside} images of their server left out"
+    return clients, how
+
+
+HEADER_LINES = 2  # of a CSV's first row counted from 0: it stands in line 2
 CLIENT = whole(0, 10**6)
 COUNTS = sequence(whole(0, 2**63), 0, 10**6)
 HELD = record(
