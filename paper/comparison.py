@@ -10,6 +10,7 @@ import pandas as pd
 
 from options import EMBEDDED_PRESETS
 from paper.published import (
+    FIELD_WEIGHT,
     FIGURE_2A_ROUNDS,
     METHOD_TITLES,
     METRIC_TITLES,
@@ -20,6 +21,7 @@ from paper.published import (
     Setting,
     gap_closed,
 )
+from paper.rivals import write_closer
 from utils.errors import UserError
 from utils.files import write_text
 from utils.json_files import read_json
@@ -125,6 +127,10 @@ def write_item(
     caption = f"{item.title}. Preset {preset}; ours: {numbers}, {over}."
     notes = _notes(item, groups, scores, task)
     text = f"{caption}\n\n{to_markdown(header, rows)}\n" + "".join(f"- {note}\n" for note in notes)
+    if item.drawing == "rivals":
+        named = [(group.setting.label, list(group.folders.values())) for group in groups]
+        closer, written = write_closer(named, stem)
+        text, figures = text + closer, figures + written
     latex = f"% {caption}\n{to_latex(header, rows)}"
     contents = {
         ".md": text,
@@ -307,10 +313,10 @@ def _notes(
     means = {
         (setting.method, setting.labeled): spread.mean
         for setting, spread in _spreads(scores, "test_auroc").items()
-        if not setting.extra
+        if setting.extra in ((), (FIELD_WEIGHT,))
     }
     wanted = [means.get(key) for key in (("fedavg", 2), ("fedirm", 2), ("fedavg", 10))]
-    if item.drawing == "bars" and None not in wanted and wanted[0] < wanted[2]:
+    if item.drawing in ("bars", "rivals") and None not in wanted and wanted[0] < wanted[2]:
         share = gap_closed(*wanted)
         notes.append(
             f"FedIRM closes {share:.0%} of the AUROC gap between FedAvg 2/0 and FedAvg 10/0 "

@@ -155,7 +155,7 @@ class Item:
 
     title: str
     panels: tuple[tuple[str, tuple[Setting, ...]], ...]  # (title, rows)
-    drawing: str  # "bars", "sweep", "matrices" or, of segmentations, "volumes"
+    drawing: str  # "bars", "rivals" (and each class and the cost), "sweep", "matrices", "volumes"
     sweep_label: str = ""  # what the x axis of a sweep counts
     preset: str = "bench"
 
@@ -263,7 +263,7 @@ ITEMS = {
     "rivals": Item(
         "Rivals on one field: labelled clients at four times their share of the average",
         (("", RIVALS),),
-        "bars",
+        "rivals",
         preset="skin-64",
     ),
     "hippocampus": Item(
