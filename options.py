@@ -1181,8 +1181,6 @@ def check_values(args: argparse.Namespace) -> None:
             f"--compile {args.compile}: clients of --engine {args.engine} train uncompiled; "
             "leave it out"
         )
-    if args.patience and args.engine != "loop":
-        raise UserError(f"--patience {args.patience}: only with --engine loop")
     if args.dp_clip and args.engine == "loop":
         raise UserError(f"--dp_clip {args.dp_clip:g}: only with --engine flower or at sites")
     stops = 0 < args.labeled_stop < args.rounds * args.local_ep

@@ -131,7 +131,7 @@ def print_plan(runs: Sequence[PlannedRun], options: argparse.Namespace) -> None:
     for run in runs:
         state = run.state()
         if state == "interrupted":
-            state += f" after {run.rounds_done()} of {run.args.rounds} rounds"
+            state += f" after {len(run.history())} of {run.args.rounds} rounds"
         print(f"{run.folder}: {state}")
     left = [run for run in runs if run.state() != "finished"]
     print(f"{len(runs) - len(left)} of {len(runs)} runs finished, {len(left)} to do")

@@ -134,12 +134,9 @@ def serve(
     run.begin(data, sites.all(), networks, devices[:1], TASKS[args.task])
     progress = progress._replace(weights=first_weights(args, progress, networks[0]))
     strategy = FedIRM(run, data, networks[0], devices[0], sites, progress, server)
-    strategy.start(
-        grid,
-        pack_weights(progress.weights),
-        num_rounds=0 if args.finish else args.rounds - progress.next_round,
-        timeout=args.client_timeout,
-    )
+    arrays = pack_weights(progress.weights)
+    for _ in run.rounds_to_do(progress):  # one at a time: the run may end before its last
+        arrays = strategy.start(grid, arrays, num_rounds=1, timeout=args.client_timeout).arrays
     run.finish(strategy.progress.weights, networks[0], data)
 
 

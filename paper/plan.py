@@ -17,7 +17,9 @@ from local_unsupervised import UnsupervisedLocalUpdate
 from local_update import LocalUpdate
 from options import DATA_FLAGS, FREE_ON_RESUME, args_parser, needs_embedded_data
 from paper.published import ITEMS, Setting
+from record.duration import reason_to_end
 from record.state import KEPT_STATES, round_bytes, stored_bytes
+from tasks import TASKS
 from utils.errors import UserError
 from utils.files import folder_bytes, free_bytes, megabytes
 from utils.plots.runs import read_arguments, read_metrics
@@ -37,14 +39,18 @@ class PlannedRun:
     flags: tuple[str, ...]
     args: argparse.Namespace
 
-    def rounds_done(self) -> int:
-        """Rounds in metrics.csv; 0 where there is none yet."""
+    def history(self) -> list[dict]:
+        """The rows of metrics.csv; none where there is none yet."""
         metrics = self.folder / "metrics.csv"
-        return len(read_metrics(metrics)) if metrics.exists() else 0
+        return read_metrics(metrics).to_dict("records") if metrics.exists() else []
 
     def rounds_left(self) -> int:
-        """Rounds that are still to do; 0 for a finished run."""
-        return max(self.args.rounds - self.args.start_epoch - self.rounds_done(), 0)
+        """Rounds that are still to do; 0 for a run that is finished, or that --patience ended."""
+        history = self.history()
+        headline = TASKS[self.args.task].headline[0].removeprefix("test_")
+        if reason_to_end(self.args, history, len(history), headline) is not None:
+            return 0
+        return max(self.args.rounds - self.args.start_epoch - len(history), 0)
 
     def state(self) -> str:
         """finished, interrupted or missing."""

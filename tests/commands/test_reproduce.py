@@ -384,3 +384,17 @@ def test_as_a_command(tmp_path):
     done = subprocess.run(line, cwd=PROJECT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "0 of 6 runs finished, 6 to do" in done.stdout
+
+
+def test_a_run_that_patience_ended_is_finished(place, no_report, monkeypatch):
+    monkeypatch.setattr("reproduce.check_data_and_weights", lambda runs: None)
+    flags = ["--seeds", "1", "--join_epoch", "-1", "--csv_file_val", "val.csv"]
+    flags += ["--root_path", "a", "--csv_file_train", "a.csv", "--csv_file_test", "b.csv"]
+    place.run("fig2a", *flags, "--patience", "1")
+    for metrics in place.runs.glob("*/*/metrics.csv"):
+        header, *rows = metrics.read_text().splitlines()
+        cut = [f"{row},{auroc}" for row, auroc in zip(rows[:3], (0.9, 0.8, 0.7), strict=True)]
+        metrics.write_text("\n".join([f"{header},val_auroc", *cut]) + "\n")
+    assert "2 of 2 runs finished" in place.run("fig2a", *flags, "--patience", "1", "--dry_run")
+    longer = place.run("fig2a", *flags, "--patience", "3", "--dry_run")
+    assert "interrupted after 3 of 4 rounds" in longer and "0 of 2 runs finished" in longer
