@@ -8,6 +8,7 @@ import numpy as np
 
 from record.rounds import is_scored
 from server import Participant, Server
+from utils.tables.log_lines import ENDED_BY
 
 # What an image costs, in forward and backward passes of one view: benchmarks/RESULTS.md.
 UNLABELED_COST = 1.4
@@ -93,6 +94,6 @@ def reason_to_end(
     if max(scored) - best < args.patience:
         return None
     return (
-        f"--patience {args.patience}: ended after {round} of {args.rounds} rounds, the best "
+        f"{ENDED_BY} {args.patience}: ended after {round} of {args.rounds} rounds, the best "
         f"{headline} on the validation images, {scored[best]:.4f}, was in round {best}"
     )

@@ -372,6 +372,15 @@ def test_seeds_that_came_less_far_are_left_out_and_named(tmp_path):
     assert notes == [f"{tmp_path}/1.txt: not in the means, 2 of 3 rounds done"]
 
 
+def test_a_run_that_patience_ended_is_in_the_means(tmp_path):
+    ended = write_run(2, rounds=range(2), auroc=0.9)
+    ended += f"{stamp(36900.0)}{NOTE_MARK}--patience 1: ended after 2 of 3 rounds, the best auroc\n"
+    rows, notes = groups_of(tmp_path, write_run(1), ended)
+    assert (rows[0]["runs"], rows[0]["rounds done"], notes) == ("2", "2 to 3", [])
+    # 0.6 + 0.02 after three rounds and 0.9 + 0.01 after two
+    assert rows[0]["AUROC"].startswith("0.76")
+
+
 def test_weights_to_start_from_are_a_difference_and_a_folder_to_go_on_in_is_none(tmp_path):
     started = [write_run(seed, resume=f"{seed}/epoch_9.pth") for seed in (1, 2)]
     rows, _ = groups_of(tmp_path, write_run(1, resume=None), write_run(2, resume="a"), *started)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 
 CLIENT_RULE = "--"
+ENDED_BY = "--patience"  # a note's beginning: the run has ended, though there were rounds to do
 SIDE_BY_SIDE = "clients train side by side"  # a note's beginning: their lines' times overlap
 NOTE_MARK = "# "  # before every line that is none of the records below
 METRIC_WORDS = {

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.tables.log_lines import NOTE_MARK, RECORD, SIDE_BY_SIDE, STAMP, metrics_of, own_flags_of
+from utils.tables.log_lines import (
+    ENDED_BY,
+    NOTE_MARK,
+    RECORD,
+    SIDE_BY_SIDE,
+    STAMP,
+    metrics_of,
+    own_flags_of,
+)
 
 _NAMESPACE = "Namespace("
 _OPENING, _CLOSING, _QUOTES = "([{", ")]}", "'\""
@@ -107,7 +115,8 @@ class RunLog:
 
     `wall_seconds` sums the steps between time stamps (None without two of them); the pause
     before a resumed run is not in it. `notes` says in words what had to be decided. `own_flags`:
-    those that are not as the run's preset has them, None where the log does not say.
+    those that are not as the run's preset has them, None where the log does not say. `ended_early`:
+    --patience ended it.
     """
 
     source: str
@@ -118,6 +127,7 @@ class RunLog:
     lines_not_understood: int = 0
     notes: list[str] = field(default_factory=list)
     own_flags: frozenset[str] | None = None
+    ended_early: bool = False
 
     def finished_rounds(self) -> list[RoundLog]:
         """The rounds whose training was closed by a loss line, in order."""
@@ -259,6 +269,7 @@ class _LogReader:
         if record["note"]:
             if (own := own_flags_of(record["note"])) is not None:
                 self.run.own_flags = own
+            self.run.ended_early |= record["note"].startswith(NOTE_MARK + ENDED_BY)
             self.side_by_side |= record["note"].startswith(NOTE_MARK + SIDE_BY_SIDE)
             return True
         if _CUT.match(self.text, record.end()):

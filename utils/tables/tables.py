@@ -295,7 +295,9 @@ def groups_table(runs: Sequence[NamedRun]) -> tuple[Table, list[str]]:
         left_out = [named.name for named in members if named not in seeds]
         notes += [f"{name}: not in the means, its seed was run again" for name in left_out]
         longest = max(_rounds_done(named) for named in seeds)
-        counted = [named for named in seeds if _rounds_done(named) == longest]
+        counted = [
+            named for named in seeds if named.run.ended_early or _rounds_done(named) == longest
+        ]
         notes += [
             f"{named.name}: not in the means, {_rounds_done(named)} of {longest} rounds done"
             for named in seeds
@@ -303,8 +305,14 @@ def groups_table(runs: Sequence[NamedRun]) -> tuple[Table, list[str]]:
         ]
         for choice in CHOICES:
             scores = _mean_cells([named.chosen_round(choice) for named in counted], metrics)
-            rows.append([setting, choice, str(len(counted)), str(longest), *scores])
+            rows.append([setting, choice, str(len(counted)), _rounds_of(counted), *scores])
     return Table("Mean ± standard deviation over seeds", header, rows), notes
+
+
+def _rounds_of(runs: Sequence[NamedRun]) -> str:
+    """ "20" or, where --patience ended some, "12 to 20"."""
+    done = [_rounds_done(named) for named in runs]
+    return f"{min(done)} to {max(done)}" if min(done) < max(done) else str(max(done))
 
 
 def _rounds_done(named: NamedRun) -> int:
