@@ -7,13 +7,22 @@ markup. Each place has its function here.
 import errno
 import re
 import sys
+import unicodedata
 from collections.abc import Sequence
 
 _SPREADSHEET_FORMULA = re.compile(r"'*\s*[=+\-@\t\r]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?( ?%)?|[+-]?(inf|nan)", re.IGNORECASE)
 _MARKDOWN = re.compile(r"[\\`*\[\]<>|~$]|(?<!\w)_|_(?!\w)|&(?=#?\w+;)")
+_GREEK = {
+    letter: unicodedata.name(letter).split()[-1].replace("LAMDA", "LAMBDA")
+    for letter in "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΥΦΨΩ"
+}
 _LATEX = str.maketrans(
-    {character: "\\" + character for character in "&%_#${}"}
+    {
+        letter: rf"$\{name.lower() if letter.islower() else name.title()}$"
+        for letter, name in _GREEK.items()
+    }
+    | {character: "\\" + character for character in "&%_#${}"}
     | {
         "±": r"$\pm$",
         "~": r"\textasciitilde{}",
@@ -22,9 +31,16 @@ _LATEX = str.maketrans(
         "<": r"\textless{}",
         ">": r"\textgreater{}",
         "|": r"\textbar{}",
-        '"': r"\textquotedbl{}",
+        '"': r"\char34{}",
+        "[": "{[}",  # at a row's beginning it would belong to the \\ before it, as * would
+        "*": "{*}",
+        "≤": r"$\leq$",
+        "≥": r"$\geq$",
     }
 )
+# What pdfLaTeX has no glyph for as it comes; from U+0180 on it has those of _LATEX_PUNCTUATION.
+_NO_GLYPH = "«»ÐÞðþĄąĐđĘęĦħĮįĸĿŀŉŊŋŦŧŲųſ"
+_LATEX_PUNCTUATION = "“”‘’–—…†‡•€™ȘșȚț"
 
 
 def printable(text: str, kept: str = "") -> str:
@@ -71,8 +87,16 @@ def _markdown_escape(found: re.Match) -> str:
 
 
 def latex_text(text: str) -> str:
-    """`text` for LaTeX, a table's cell included."""
-    return printable(text).translate(_LATEX)
+    """`text` for LaTeX, a table's cell included. A letter that pdfLaTeX cannot print is given by
+    its number, as [U+809D]; Greek ones are mathematics."""
+    return "".join(map(_latex_character, printable(text)))
+
+
+def _latex_character(character: str) -> str:
+    if ord(character) in _LATEX:
+        return _LATEX[ord(character)]
+    known = character not in _NO_GLYPH if character < "\u0180" else character in _LATEX_PUNCTUATION
+    return character if known else f"[U+{ord(character):04X}]"
 
 
 class PlainOutput:
