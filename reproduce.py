@@ -28,6 +28,7 @@ from options import DATA_FLAGS, needs_embedded_data
 from paper.comparison import REPORTS, SettingRuns, write_item
 from paper.plan import PlannedRun, disk_estimate, estimate, make_plan
 from paper.published import ITEMS, PAPER
+from paper.rates import write_rates
 from paper.volumes import write_volume_item
 from tasks import TASKS
 from utils.errors import OneLineParser, UserError, run_command
@@ -196,6 +197,8 @@ def report(plan: Sequence[PlannedRun], options: argparse.Namespace) -> None:
     stem = options.runs / options.preset / "results" / name
     if item.drawing == "volumes":
         text, written = write_volume_item(item, groups, options.preset, stem)
+    elif item.drawing == "rates":
+        text, written = write_rates(item, groups, options.preset, stem)
     else:
         text, written = write_item(item, groups, options.report, task, options.preset, stem)
     print("\n" + text)

@@ -155,7 +155,8 @@ class Item:
 
     title: str
     panels: tuple[tuple[str, tuple[Setting, ...]], ...]  # (title, rows)
-    drawing: str  # "bars", "rivals" (and each class and the cost), "sweep", "matrices", "volumes"
+    # "bars", "rivals" (bars, and each class and the cost), "sweep", "matrices", "rates", "volumes"
+    drawing: str
     sweep_label: str = ""  # what the x axis of a sweep counts
     preset: str = "bench"
 
@@ -214,6 +215,15 @@ RIVALS = (
         ("fed_selftraining", "fed_consistency", "fedirm", "fixmatch", "rscfed", "cbafed"),
     ),
 )
+# A rate of the second phase is tried from where the preset's own first phase ends.
+RATES = tuple(
+    Setting(f"FedAvg 2/0, {flag} {value:g}", "fedavg", 2, 0, ((flag, value),))
+    for flag, values in {
+        "base_lr": (3e-4, 1e-3, 3e-3),
+        "labeled_lr_late": (1e-4, 3e-4, 1e-3),
+    }.items()
+    for value in values
+)
 
 
 def _sweep(method: str, clients: tuple[tuple[int, int], ...]) -> tuple[Setting, ...]:
@@ -264,6 +274,12 @@ ITEMS = {
         "Rivals on one field: labelled clients at four times their share of the average",
         (("", RIVALS),),
         "rivals",
+        preset="skin-64",
+    ),
+    "rates": Item(
+        "Learning rates of the labelled clients alone (FedAvg 2/0)",
+        (("", RATES),),
+        "rates",
         preset="skin-64",
     ),
     "hippocampus": Item(

@@ -398,3 +398,24 @@ def test_a_run_that_patience_ended_is_finished(place, no_report, monkeypatch):
     assert "2 of 2 runs finished" in place.run("fig2a", *flags, "--patience", "1", "--dry_run")
     longer = place.run("fig2a", *flags, "--patience", "3", "--dry_run")
     assert "interrupted after 3 of 4 rounds" in longer and "0 of 2 runs finished" in longer
+
+
+def test_rates_are_chosen_on_validation_phase_by_phase(place):
+    """The stand-in's rounds 0 and 1 are before the join here, 2 and 3 after it."""
+    text = place.run("rates", "--seeds", "1", "3", "--join_epoch", "1", "--local_ep", "1")
+    rows = place.table("rates.csv")
+    assert [row["value"] for row in rows] == [
+        "0.0003",
+        "0.001",
+        "0.003",
+        "0.0001",
+        "0.0003",
+        "0.001",
+    ]
+    # 0.80 + 0.02 - 0.02, in round 1 a hundredth more; seed 3 two hundredths more.
+    assert rows[0]["validation AUROC"] == "81.50 ± 1.41"
+    assert rows[5]["validation AUROC"] == "81.00 ± 1.41"
+    assert "Best: --base_lr 0.0003." in text and "Best: --labeled_lr_late 0.0001 (the" in text
+    assert not any(
+        "unlabeled" in call and "--num_unlabeled 0" not in call for call in place.calls()
+    )

@@ -1,0 +1,63 @@
+"""Which learning rate: chosen on validation images, with the labelled clients alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from paper.comparison import SettingRuns, made_on
+from paper.published import Item
+from utils.errors import UserError
+from utils.files import write_text
+from utils.plots.runs import read_arguments, read_metrics
+from utils.table_files import to_csv, to_markdown
+from utils.tables.tables import mean_and_spread
+
+LAST = 4  # evaluated rounds whose mean is a phase's score
+VALIDATION = "val_auroc"
+PHASES = ("until the join", "from the join on")
+
+
+def phase_scores(folder: Path) -> tuple[float, float]:
+    """The mean validation AUROC of the last four evaluated rounds of either phase of a run.
+
+    The phases are those in which the unlabelled clients would not, and would, have joined; NaN
+    where a phase was never evaluated. `UserError` where there are no validation images.
+    """
+    flags, metrics = read_arguments(folder), read_metrics(folder / "metrics.csv")
+    if VALIDATION not in metrics or metrics[VALIDATION].isna().all():
+        raise UserError(f"{folder}/metrics.csv: no round has {VALIDATION}; give --csv_file_val")
+    joined = metrics["round"] * flags["local_ep"] > flags["join_epoch"]
+    first, second = (
+        float(metrics.loc[rows, VALIDATION].dropna().tail(LAST).mean())
+        for rows in (~joined, joined)
+    )
+    return first, second
+
+
+def write_rates(
+    item: Item, groups: Sequence[SettingRuns], preset: str, stem: Path
+) -> tuple[str, list[Path]]:
+    """Write STEM.md and .csv: a row per rate with its phase's score; the best of each is named."""
+    header = ["phase", "flag", "value", "runs", "validation AUROC"]
+    rows, means = [], {}
+    for group in groups:
+        ((flag, value),) = group.setting.extra
+        phase = 0 if flag == "base_lr" else 1
+        scores = [100 * phase_scores(folder)[phase] for folder in group.folders.values()]
+        means.setdefault(flag, {})[value] = pd.Series(scores).mean()
+        cells = [PHASES[phase], f"--{flag}", f"{value:g}", str(len(scores))]
+        rows.append([*cells, mean_and_spread(scores, digits=2)])
+    notes = [made_on([folder for group in groups for folder in group.folders.values()])]
+    notes += [
+        f"Best: --{flag} {max(found, key=found.get):g}"
+        + (" (the unlabelled clients' --unlabeled_lr goes with it)" if flag != "base_lr" else "")
+        + "."
+        for flag, found in means.items()
+    ]
+    caption = f"{item.title}. Preset {preset}; mean of the last {LAST} evaluated rounds of a phase."
+    text = f"{caption}\n\n{to_markdown(header, rows)}\n" + "".join(f"- {note}\n" for note in notes)
+    contents = {".md": text, ".csv": to_csv(header, rows)}
+    for suffix, content in contents.items():
+        write_text(stem.with_name(stem.name + suffix), content)
+    return text, [stem.with_name(stem.name + suffix) for suffix in contents]
