@@ -16,12 +16,11 @@ from pathlib import Path
 
 import torch
 
-from options import FREE_ON_RESUME, build_parser, check_options, explicit_flags
+from options import FREE_ON_RESUME, SAID_ONCE, build_parser, check_options, explicit_flags
 from utils.errors import UserError
 from utils.files import FolderLock
 
 ARGS_FILE = "args.json"
-SAID_ONCE = ("finish", "args_from")
 ENV_FILE = "env.json"
 PACKAGES = (
     "torch",

@@ -27,7 +27,7 @@ from utils.tables.log_lines import (
     own_flags_of,
     training_size_line,
 )
-from utils.tables.log_reader import RESUMPTION_FLAGS, parse_log, parse_namespace
+from utils.tables.log_reader import parse_log, parse_namespace
 from utils.tables.tables import groups_table, mean_and_spread, read_logs
 
 SAMPLE = """Begin: com_round = 94
@@ -284,8 +284,13 @@ def test_a_run_that_went_on_elsewhere_and_longer_is_one_run():
     assert len(run.finished_rounds()) == run.arguments["rounds"] == 5
 
 
-def test_every_flag_that_may_change_on_resume_is_known():
-    assert FREE_ON_RESUME <= RESUMPTION_FLAGS
+@pytest.mark.parametrize("flag", sorted(FREE_ON_RESUME - {"rounds"}))
+def test_a_run_that_went_on_with_another_value_of_a_flag_that_is_free_is_one_run(flag):
+    before = write_run(rounds=range(2), **{flag: "1"})
+    after = write_run(rounds=range(2, 3), start=80000.0, **{flag: "2"})
+    assert len(only(parse_log(before + after)).finished_rounds()) == 3
+    others = write_run(rounds=range(2, 3), start=80000.0, base_lr="2")
+    assert len(parse_log(write_run(rounds=range(2), base_lr="1") + others)) == 2
 
 
 def test_a_run_repeated_from_its_first_round_is_another_run():

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.flags import FREE_ON_RESUME
 from utils.tables.log_lines import (
     ENDED_BY,
     NOTE_MARK,
@@ -71,15 +72,8 @@ def _value(text: str) -> object:
         return text
 
 
-# Flags that may differ between the start of a run and its resumption, in old and new programs: a
-# superset of options.FREE_ON_RESUME, which utils, the lowest room, does not import.
-RESUMPTION_FLAGS = frozenset(
-    {"resume", "rounds", "start_epoch", "global_step", "gpu", "run_dir", "progress", "dry_run"}
-    | {"cache", "cache_dir", "compile", "precision", "client_state", "keep_state", "on_bad_client"}
-    | {"keep_rounds", "sites", "finish", "patience", "report_ids", "follow_links", "args_from"}
-    | {"save_every", "figure_every", "client_cpus", "client_gpus", "min_clients", "client_timeout"}
-    | {"root_path", "csv_file_train", "csv_file_val", "csv_file_test", "medmnist", "volumes"}
-)
+# Flags that may differ between the start of a run and its resumption, in old programs too.
+RESUMPTION_FLAGS = FREE_ON_RESUME | {"start_epoch", "global_step", "run_dir"}
 
 # A number that stands right before one of these may have lost its last digits.
 _CUT = re.compile(rf"(?:{STAMP} ?)?Namespace\(|\Z")

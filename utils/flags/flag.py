@@ -1,0 +1,91 @@
+"""What a flag of train_main.py is: one row of a table, without argparse."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+# What a flag is when a run goes on:
+FIXED = "fixed"  # it decides what is computed and stays
+FREE = "free"  # it may differ
+DATA = "data"  # where data lie, which may be elsewhere by then: their content is checked
+ONCE = "once"  # it is said of one start and not kept
+
+
+class Flag(NamedTuple):
+    """One flag.
+
+    kind: turns its text into a value; None takes the text. limits: the lowest and the highest
+    value allowed, both included. nargs: of flags with several values, as argparse has it.
+    switch: it takes no value, its default is False.
+    """
+
+    name: str
+    kind: type | None
+    default: object
+    help: str
+    on_resume: str = FIXED
+    limits: tuple[float, float] | None = None
+    choices: tuple | None = None
+    nargs: int | str | None = None
+    metavar: str | tuple[str, ...] | None = None
+    switch: bool = False
+
+    def argument(self) -> dict:
+        """What `ArgumentParser.add_argument` wants to know of it beside its name."""
+        if self.switch:
+            return {"action": "store_true", "help": self.help}
+        default = list(self.default) if isinstance(self.default, tuple) else self.default
+        wanted = {"type": self.kind, "choices": self.choices, "nargs": self.nargs}
+        return wanted | {"default": default, "help": self.help, "metavar": self.metavar}
+
+
+def number(
+    name: str,
+    default: float | None,
+    limits: tuple[float, float],
+    help: str,
+    on_resume: str = FIXED,
+    kind: type | None = None,
+) -> Flag:
+    """A whole or real number, as its default is; `kind` says it where that is None."""
+    kind = kind or type(default)
+    return Flag(name, kind, default, help, on_resume, limits)
+
+
+def choice(name: str, default: object, choices: tuple, help: str, on_resume: str = FIXED) -> Flag:
+    """One of a few words or whole numbers."""
+    kind = int if isinstance(default, int) else None
+    return Flag(name, kind, default, help, on_resume, choices=choices)
+
+
+def several(
+    name: str,
+    kind: type,
+    nargs: int | str,
+    default: tuple | None,
+    help: str,
+    metavar: str | tuple[str, ...] | None = None,
+    choices: tuple | None = None,
+) -> Flag:
+    """A list of numbers."""
+    return Flag(name, kind, default, help, nargs=nargs, metavar=metavar, choices=choices)
+
+
+def path(
+    name: str,
+    help: str,
+    on_resume: str = FIXED,
+    default: Path | None = None,
+    metavar: str | None = None,
+) -> Flag:
+    """A file or folder."""
+    return Flag(name, Path, default, help, on_resume, metavar=metavar)
+
+
+def text(name: str, default: str, help: str, on_resume: str = FIXED) -> Flag:
+    """Words as they are typed."""
+    return Flag(name, None, default, help, on_resume)
+
+
+def switch(name: str, help: str, on_resume: str = FIXED) -> Flag:
+    """On where it is typed."""
+    return Flag(name, None, False, help, on_resume, switch=True)
