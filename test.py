@@ -13,6 +13,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Set
 from pathlib import Path
 
 from utils.packages import check_installed
@@ -35,6 +36,7 @@ from predict.card import (
 )
 from predict.inference import UNLIKE, predict_set
 from predict.model import HOW_TO_KNOW, SIZES, Model, load
+from predict.pseudonyms import Pseudonyms, folder_for
 from predict.segmenter import Segmenter, load_segmenter, open_held_out, predict_volumes
 from predict.unlabelled import predict_anything, predict_folder
 from predict.volume_report import TEST_LIST, describe_segmenter, report_volumes
@@ -54,7 +56,7 @@ SOURCES = ("csv_file_test", "medmnist", "predict", "dicom")
 # What has a meaning with labels, and what without.
 LABELLED_ONLY = ("csv_file_val", "multi_label", "threshold", "sweep", "cache_dir")
 LABELLED_ONLY += ("allow_overlap", "follow_links")
-UNLABELLED_ONLY = ("window", "size", "workers", "unlike", "gradcam")
+UNLABELLED_ONLY = ("window", "size", "workers", "unlike", "gradcam", "keep_names")
 IMAGES_ONLY = (*LABELLED_ONLY, *UNLABELLED_ONLY, "root_path", "medmnist", "dicom", "image_size")
 
 
@@ -71,18 +73,26 @@ def main() -> None:
         raise UserError(f"--volumes: {args.resume} is a network of images; leave it out")
     given = {name: getattr(args, name) for name in HOW_TO_KNOW}
     model = load(args.resume, device, args.precision, args.class_names, print, **given)
-    out = args.out or default_folder(args)
-    if args.dicom is not None:
-        predict_folder(model, args, out, facts_of(model))
-    elif args.predict is not None:
-        predict_anything(model, args, out, facts_of(model))
-    else:
-        report_labelled(model, args, out)
+    if args.dicom is None and args.predict is None:
+        report_labelled(model, args, args.out or default_folder(args))
+        return
+
+    def place(names: Pseudonyms | None) -> Path:
+        if args.out is not None or names is None:
+            return args.out or default_folder(args)
+        return folder_for(tests_folder(args), args.resume.stem, names)
+
+    def facts(names: Pseudonyms | None) -> dict[str, str]:
+        hidden = [] if names is None else [args.dicom, args.out, *(args.predict or [])]
+        return facts_of(model, {str(path) for path in hidden})
+
+    (predict_folder if args.dicom is not None else predict_anything)(model, args, place, facts)
 
 
-def facts_of(model: Model | Segmenter) -> dict[str, str]:
-    """What is to be said about the model and about how it was used."""
-    command = shlex.join(["python", *sys.argv])
+def facts_of(model: Model | Segmenter, hidden: Set[str] = frozenset()) -> dict[str, str]:
+    """What is to be said about the model and about how it was used; without the words `hidden`."""
+    words = ["..." if word in hidden else word for word in sys.argv]
+    command = shlex.join(["python", *words])
     describe = describe_segmenter if isinstance(model, Segmenter) else describe_model
     return describe(model.path, model.content) | {
         "evaluated with": f"{command} (backbone in {model.precision})"
@@ -259,6 +269,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images without labels: PNG, JPEG, DICOM or NIfTI files, folders of them, or a CSV "
         "with a column ImageID (below --root_path, or beside it)",
     )
+    add(
+        "--keep_names",
+        action="store_true",
+        default=None,
+        help="call files, studies and patients of scans as they are called; else by numbers, with "
+        "a key in key.csv",
+    )
     add("--gradcam", action="store_true", default=None, help="also draw the evidence in each image")
     add(
         "--unlike",
@@ -332,9 +349,13 @@ def default_folder(args: argparse.Namespace) -> Path:
     first = args.csv_file_test or args.medmnist or args.dicom or args.predict[0]
     named = Path(os.path.abspath(first))
     source = named.name if named.is_dir() else named.stem
+    return tests_folder(args) / f"{args.resume.stem}-{source}"
+
+
+def tests_folder(args: argparse.Namespace) -> Path:
+    """Where the results of a checkpoint go: in its run, or beside it."""
     run = run_folder(args.resume)
-    tests = args.resume.parent if run is None else run / "tests"
-    return tests / f"{args.resume.stem}-{source}"
+    return args.resume.parent if run is None else run / "tests"
 
 
 if __name__ == "__main__":

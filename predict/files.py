@@ -46,10 +46,12 @@ class Slice(NamedTuple):
 
 
 class Named(NamedTuple):
-    """A file, and what the output calls it."""
+    """A file, what the output calls it, and whether it lies outside of the folder that a user
+    named, where a link led."""
 
     name: str
     path: Path
+    is_outside: bool = False
 
 
 # What reading one file gives: each picture with its pixels, uint8 (C, S, S), or why there are none.
@@ -75,9 +77,15 @@ class ImageFiles(Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
+    def hold_dicom(self) -> bool:
+        """Whether one of the files is a DICOM file, whose header may name its patient."""
+        return any(_may_be_dicom(file.path) for file in self.files)
+
     def __getitem__(self, index: int) -> Found:
-        name, path = self.files[index]
+        name, path, is_outside = self.files[index]
         name = in_utf8(name)
+        if is_outside:
+            return [Rejected(name, "a link that leads out of the folder; name its file itself")]
         try:
             if self.only_dicom:
                 return [self._dicom(name, path)]
@@ -139,6 +147,13 @@ def _begins_as_dicom(path: Path) -> bool:
     return start[128:] == b"DICM" or start.startswith(BARE_STARTS)
 
 
+def _may_be_dicom(path: Path) -> bool:
+    try:
+        return _begins_as_dicom(path)
+    except OSError:  # it is said when it is read
+        return False
+
+
 def _pages(path: Path) -> str:
     return "the first of several pages" if read_header(path).several_pages else ""
 
@@ -154,10 +169,12 @@ def find_files(paths: Iterable[Path], root: Path | None, class_names: Sequence[s
     found: list[Named] = []
     for path in paths:
         if path.is_dir():
-            names = find_all_files(path, "--predict")
-            whole = [name for name in names if not os.path.basename(name).startswith(".")]
             prefix = "" if len(paths) == 1 else path
-            found += [Named(os.path.join(prefix, name), path / name) for name in whole]
+            found += [
+                file._replace(name=os.path.join(prefix, file.name))
+                for file in find_all_files(path, "--predict")
+                if not file.path.name.startswith(".")
+            ]
         elif path.suffix.lower() == ".csv":
             table = read_unlabeled_table(path, class_names)
             resolved = resolve_images(table, root or path.parent)
@@ -169,17 +186,17 @@ def find_files(paths: Iterable[Path], root: Path | None, class_names: Sequence[s
     if not found:
         raise UserError(f"--predict {' '.join(map(str, paths))}: no files")
     seen = set()
-    for name, _ in found:
+    for name, *_ in found:
         if name in seen:
             raise UserError(f"--predict: {name} is named twice; name every file once")
         seen.add(name)
     return found
 
 
-def find_all_files(folder: Path, flag: str) -> list[str]:
-    """Every file below `folder`, whatever its name (archives often leave off .dcm), as sorted
-    paths relative to it. Links to folders are not followed. `UserError`, which names `flag`, where
-    there is none."""
+def find_all_files(folder: Path, flag: str) -> list[Named]:
+    """Every file below `folder`, whatever its name (archives often leave off .dcm), by its path
+    relative to it, sorted. Links to folders are not followed. `UserError`, which names `flag`,
+    where there is none."""
     if not folder.is_dir():
         raise UserError(f"{flag} {folder}: no such folder")
 
@@ -194,7 +211,11 @@ def find_all_files(folder: Path, flag: str) -> list[str]:
     ]
     if not files:
         raise UserError(f"{flag} {folder}: has no files")
-    return sorted(files)
+    return [Named(name, folder / name, _leads_out(folder / name, folder)) for name in sorted(files)]
+
+
+def _leads_out(path: Path, folder: Path) -> bool:
+    return path.is_symlink() and not path.resolve().is_relative_to(folder.resolve())
 
 
 def in_utf8(name: str) -> str:

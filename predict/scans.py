@@ -8,7 +8,7 @@ import numpy as np
 
 from dataloaders.dicom import Preprocessing
 from dataloaders.prepare.conversion import Rejected
-from predict.files import ImageFiles, Named, Slice, find_all_files
+from predict.files import ImageFiles, Slice, find_all_files
 from predict.inference import FilePredictions
 from utils.files import write_text
 from utils.table_files import to_csv
@@ -19,7 +19,7 @@ SLICES_FILE, STUDIES_FILE, REJECTED_FILE = "slices.csv", "studies.csv", "rejecte
 def scan_files(folder: Path, preprocessing: Preprocessing, image_size: int) -> ImageFiles:
     """The files below a folder as pictures of `image_size` pixels, made as in training; whatever is
     no DICOM file is rejected. `UserError` where there is no file."""
-    files = [Named(name, folder / name) for name in find_all_files(folder, "--dicom")]
+    files = find_all_files(folder, "--dicom")
     return ImageFiles(files, image_size, preprocessing, only_dicom=True)
 
 

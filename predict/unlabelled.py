@@ -2,17 +2,19 @@
 
 import json
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from dataloaders.dicom import Preprocessing
 from predict.card import preprocessing_words
-from predict.files import ImageFiles
+from predict.files import ImageFiles, Slice
 from predict.gradcam import HeatPictures
 from predict.inference import FilePredictions
 from predict.model import Model, prediction_table
+from predict.pseudonyms import Pseudonyms
 from predict.scans import (
     REJECTED_FILE,
     scan_files,
@@ -28,27 +30,38 @@ from utils.workers import available_cores
 PREDICTIONS_FILE = "predictions.csv"
 
 
-def predict_folder(model: Model, args: Namespace, out: Path, facts: Mapping[str, str]) -> None:
+# Where the results go, and what is said about the model and its use; neither names a patient where
+# there are pseudonyms.
+Place = Callable[[Pseudonyms | None], Path]
+Facts = Callable[[Pseudonyms | None], Mapping[str, str]]
+
+
+def predict_folder(model: Model, args: Namespace, place: Place, facts: Facts) -> None:
     """Probabilities per slice and per study of a folder of DICOM files."""
     scans = scan_files(args.dicom, model.scan_preprocessing(), model.image_size())
-    predictions = _predict_and_draw(model, scans, args, out)
+    names = None if args.keep_names else Pseudonyms([args.dicom])
+    out = place(names)
+    predictions = _predict_and_draw(model, scans, args, out, names)
     write_scan_predictions(out, predictions, model.class_names)
-    _write_facts(model, model.scan_preprocessing(), out, facts)
+    _write_facts(model, model.scan_preprocessing(), out, facts(names))
     _end_with_summary(model, predictions, out, REJECTED_FILE, "slices")
     if not predictions.slices:
         raise UserError(f"--dicom {args.dicom}: none of its files is a CT slice that can be read")
 
 
-def predict_anything(model: Model, args: Namespace, out: Path, facts: Mapping[str, str]) -> None:
+def predict_anything(model: Model, args: Namespace, place: Place, facts: Facts) -> None:
     """predictions.csv of pictures, scans and volumes without labels; studies.csv where there are
-    studies."""
-    predictions = _predict_and_draw(model, model.open(args.predict, args.root_path), args, out)
+    studies. Pictures keep their names where there is no DICOM file among them."""
+    files = model.open(args.predict, args.root_path)
+    names = Pseudonyms(args.predict) if files.hold_dicom() and not args.keep_names else None
+    out = place(names)
+    predictions = _predict_and_draw(model, files, args, out, names)
     table = prediction_table(predictions, model.class_names)
     rows = [["" if pd.isna(cell) else _cell(cell) for cell in row] for row in table.to_numpy()]
     write_text(out / PREDICTIONS_FILE, to_csv(list(table.columns), rows))
     if any(found.study for found in predictions.slices):
         write_studies(out, predictions, model.class_names)
-    _write_facts(model, model.scans_or_none(), out, facts)
+    _write_facts(model, model.scans_or_none(), out, facts(names))
     _end_with_summary(model, predictions, out, PREDICTIONS_FILE, "images")
     if not predictions.slices:
         raise UserError(
@@ -57,12 +70,26 @@ def predict_anything(model: Model, args: Namespace, out: Path, facts: Mapping[st
         )
 
 
-def _predict_and_draw(model: Model, files: ImageFiles, args: Namespace, out: Path):
-    """`Model.predict_files`; with --gradcam also a picture of the evidence for each."""
+def _predict_and_draw(
+    model: Model, files: ImageFiles, args: Namespace, out: Path, names: Pseudonyms | None
+) -> FilePredictions:
+    """`Model.predict_files`; with --gradcam also a picture of the evidence for each. Under
+    pseudonyms where `names` gives them: then their key is written, too."""
     workers = available_cores() if args.workers is None else args.workers
     drawing = HeatPictures(model.net, out / "gradcam") if args.gradcam else None
     unlike = args.unlike or "refuse"
-    return model.predict_files(files, args.batch_size, workers, unlike, drawing)
+
+    def draw(slices: list[Slice], pixels: np.ndarray, probabilities: np.ndarray) -> None:
+        named = slices if names is None else [names.of_slice(found) for found in slices]
+        drawing(named, pixels, probabilities)
+
+    sees_batch = draw if drawing is not None else None
+    predictions = model.predict_files(files, args.batch_size, workers, unlike, sees_batch)
+    if names is None:
+        return predictions
+    predictions = names.of_all(predictions)
+    print(f"names stay in {names.write_key(out)}, which is not to be shown around (--keep_names)")
+    return predictions
 
 
 def _write_facts(

@@ -83,7 +83,7 @@ def probabilities(row):
 
 def test_slices_are_predicted_as_if_prepared_and_loaded_for_training(net, scans, tmp_path):
     resume = checkpoint(net, tmp_path / "runs" / "epoch_7.pth", RECORDED)
-    command = [sys.executable, "test.py", "--resume", resume, "--dicom", scans]
+    command = [sys.executable, "test.py", "--resume", resume, "--dicom", scans, "--keep_names"]
     result = subprocess.run(
         [*map(str, command), "--workers", "2", "--batch_size", "4", "--out", tmp_path / "out"],
         cwd=PROJECT,
@@ -137,7 +137,7 @@ def test_slices_are_predicted_as_if_prepared_and_loaded_for_training(net, scans,
 
 
 def test_an_unknown_preprocessing_is_refused_until_flags_say_it(net, scans, tmp_path):
-    source = ("--dicom", scans, "--workers", 0)
+    source = ("--dicom", scans, "--workers", 0, "--keep_names")
     resume = ("--resume", checkpoint(net, tmp_path / "unknown.pth", {"image_size": 32}))
     with pytest.raises(UserError, match=r"unknown.pth: does not say how .* --window, .* triple"):
         run_test_py(*resume, *source)
@@ -175,7 +175,13 @@ def test_a_grey_window_predicts_grey_pictures(net, scans):
 def test_a_folder_without_any_slice_says_so_and_still_lists_why(net, tmp_path):
     folder = tmp_path / "letters"
     folder.mkdir()
-    resume = ("--resume", checkpoint(net, tmp_path / "known.pth", RECORDED), "--workers", 0)
+    resume = (
+        "--resume",
+        checkpoint(net, tmp_path / "known.pth", RECORDED),
+        "--workers",
+        0,
+        "--keep_names",
+    )
     with pytest.raises(UserError, match=f"--dicom {folder}: has no files"):
         run_test_py(*resume, "--dicom", folder)
     (folder / "letter.txt").write_text("dear colleague")

@@ -1,0 +1,100 @@
+"""What test.py writes about scans names nobody; the key does, for its owner alone."""
+
+import csv
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dataloaders.phantom.patients import CLASS_NAMES
+from networks.kinds import build_network
+from networks.saved import model_content
+from predict.pseudonyms import KEY_FILE
+from tests.helpers.dicom_files import head, write_ct
+from tests.helpers.used_run import run_test_py
+from utils.checkpoint import save_checkpoint
+
+ARCHITECTURE = {"network": "densenet121", "mode": "U-Ones", "drop_rate": 0.2, "attention": "none"}
+RECORDED = {"image_size": 64, "dicom": {"window": "triple", "size": 64}}
+TELLING = ("DOE", "JANE", "1950", "MR-771", "9.8.7", "lost")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    net = build_network(ARCHITECTURE, CLASS_NAMES)
+    path = tmp_path_factory.mktemp("model") / "epoch_7.pth"
+    content = model_content(net.state_dict(), CLASS_NAMES, ARCHITECTURE, RECORDED, "paper", 7)
+    save_checkpoint(path, content)
+    return path
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory) -> Path:
+    """Two studies of one patient, a file that is no scan, and a link to one outside."""
+    folder = tmp_path_factory.mktemp("scans") / "DOE_JANE_19500101"
+    folder.mkdir()
+    for number, study in enumerate(("9.8.7.1", "9.8.7.2", "9.8.7.1")):
+        tags = {"PatientID": "MR-771", "StudyInstanceUID": study}
+        write_ct(folder / f"DOE_{number}.dcm", head(48, 64, number) + np.int16(1024), **tags)
+    (folder / "lost.txt").write_text("no scan")
+    outside = write_ct(folder.parent / "other.dcm", head(48, 64, 9) + np.int16(1024))
+    (folder / "DOE_linked.dcm").symlink_to(outside)
+    return folder
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def words_of(folder: Path) -> str:
+    """Every path below the folder and every text in it, the key's aside."""
+    paths = [path for path in folder.rglob("*") if path.name != KEY_FILE]
+    texts = [path.read_text() for path in paths if path.suffix in (".csv", ".json")]
+    return "\n".join([*map(str, paths), *texts])
+
+
+def test_a_folder_of_scans_is_told_by_numbers(model, scans, tmp_path):
+    resume = tmp_path / model.name
+    resume.write_bytes(model.read_bytes())
+    printed = run_test_py(*("--resume", resume, "--dicom", scans, "--workers", 0, "--gradcam"))
+    out = tmp_path / "epoch_7-scans-1"
+    assert f"names stay in {out / KEY_FILE}" in printed
+    slices, studies = rows_of(out / "slices.csv"), rows_of(out / "studies.csv")
+    assert [row["File"] for row in slices] == ["file-00001", "file-00002", "file-00003"]
+    assert [row["StudyInstanceUID"] for row in slices] == ["study-001", "study-002", "study-001"]
+    assert {row["PatientID"] for row in slices + studies} == {"patient-001"}
+    assert len(studies) == 2 and len(list((out / "gradcam").iterdir())) == 3
+    rejected = {row["file"]: row["reason"] for row in rows_of(out / "rejected.csv")}
+    assert rejected.keys() == {"file-00004", "file-00005"}
+    assert "a link that leads out of the folder" in rejected["file-00004"]
+    assert not [word for word in TELLING if word in words_of(out)]
+
+    key = {row["pseudonym"]: row["name"] for row in rows_of(out / KEY_FILE)}
+    assert key["source"] == str(scans) and key["patient-001"] == "MR-771"
+    assert (key["file-00003"], key["study-002"]) == ("DOE_2.dcm", "9.8.7.2")
+    assert stat.S_IMODE((out / KEY_FILE).stat().st_mode) == 0o600
+
+
+def test_the_same_scans_go_to_the_same_folder_and_others_to_the_next(model, scans, tmp_path):
+    resume = tmp_path / model.name
+    resume.write_bytes(model.read_bytes())
+    other = tmp_path / "ROE"
+    other.mkdir()
+    (other / "a.dcm").write_bytes((scans / "DOE_0.dcm").read_bytes())
+    for folder in (scans, other, scans):
+        run_test_py(*("--resume", resume, "--dicom", folder, "--workers", 0))
+    found = sorted(path.name for path in tmp_path.iterdir() if path.is_dir())
+    assert found == ["ROE", "epoch_7-scans-1", "epoch_7-scans-2"]
+
+
+def test_predictions_of_files_with_a_scan_among_them_name_nobody_either(model, scans, tmp_path):
+    flags = ("--resume", model, "--predict", scans, "--workers", 0, "--unlike", "predict")
+    run_test_py(*flags, "--out", tmp_path / "out")
+    assert not [word for word in TELLING if word in words_of(tmp_path / "out")]
+    run_test_py(*flags, "--out", tmp_path / "kept", "--keep_names")
+    assert "DOE_0.dcm" in words_of(tmp_path / "kept")
+    assert not (tmp_path / "kept" / KEY_FILE).exists()
