@@ -12,6 +12,7 @@ from dataloaders.dataset import ImageDataset
 from dataloaders.overlap import DataSet, overlaps_with_run
 from dataloaders.split import read_split
 from networks.devices import evaluation_batch_size
+from networks.kinds import NETWORKS
 from networks.models import Network
 from networks.saved import load_model
 from options import DEFAULT_CACHE, own_flags
@@ -77,10 +78,12 @@ def test_command(checkpoint: Path, args: Namespace) -> str:
 def describe_model(path: Path, content: Mapping) -> dict[str, str]:
     """The model card's facts about a checkpoint: `content` is what `load_model` returns of it."""
     architecture, preprocessing = content["architecture"], content.get("preprocessing", {})
+    network = NETWORKS[architecture["network"]].title
     attention = ", self-attention" if architecture["attention"] == "self" else ""
+    norm = ", group normalisation" if architecture.get("norm") == "group" else ""
     facts = checkpoint_facts(path, content) | {
         "architecture": (
-            f"DenseNet121{attention}, dropout {architecture['drop_rate']:g}, "
+            f"{network}{attention}{norm}, dropout {architecture['drop_rate']:g}, "
             f"{len(content['class_names'])} outputs"
         ),
     }

@@ -1,7 +1,7 @@
 """Grad-CAM: where in an image the evidence for the predicted class lies.
 
 Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization,
-ICCV 2017, on the last feature map of DenseNet121 (7 x 7 positions for images of 224 pixels).
+ICCV 2017, on the last feature map of the network (7 x 7 positions for images of 224 pixels).
 """
 
 import re
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from dataloaders.augment import normalize
 from dataloaders.dataset import ImageDataset
-from networks.models import DenseNet121
+from networks.models import ImageClassifier
 from predict.files import Slice
 from utils.files import atomic_write
 from utils.metrics.predictions import Predictions
@@ -30,7 +30,7 @@ LEAST_POSITIONS = 4
 HEAT_COLOR, HEAT_OPACITY = (1.0, 0.75, 0.0), 0.65
 
 
-def grad_cam(net: DenseNet121, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+def grad_cam(net: ImageClassifier, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     """Heat maps (B, S, S) in [0, 1] of the evidence for `classes` (B,) in `images` (B, 3, S, S).
 
     The weight of a feature is the mean gradient of the class's logit over the positions; the map
@@ -39,7 +39,7 @@ def grad_cam(net: DenseNet121, images: torch.Tensor, classes: torch.Tensor) -> t
     reaches its parameters.
     """
     with torch.no_grad():
-        features = net.feature_map(images).float()  # (B, 1024, h, w)
+        features = net.feature_map(images).float()  # (B, F, h, w)
     features.requires_grad_()
     logits = net.classify(features.mean(dim=(2, 3)))
     evidence = logits.gather(1, classes[:, None]).sum()
@@ -69,7 +69,7 @@ def choose_samples(predictions: Predictions) -> np.ndarray:
 
 @styled
 def draw_gradcam(
-    net: DenseNet121, dataset: ImageDataset, predictions: Predictions, path: Path
+    net: ImageClassifier, dataset: ImageDataset, predictions: Predictions, path: Path
 ) -> None:
     """A sheet of `choose_samples`: each image beside the heat map of its most probable class.
 
@@ -104,7 +104,7 @@ class HeatPictures:
     """Writes a PNG for each picture that a model predicts: it, and beside it the heat map of its
     most probable class; numbered in the files' order, then named after them. See `SeesBatch`."""
 
-    def __init__(self, net: DenseNet121, folder: Path):
+    def __init__(self, net: ImageClassifier, folder: Path):
         self.net = net
         self.folder = folder
         self.count = 0
@@ -123,7 +123,7 @@ class HeatPictures:
             self.count += 1
 
 
-def heat_maps(net: DenseNet121, pixels: np.ndarray, classes: torch.Tensor) -> np.ndarray:
+def heat_maps(net: ImageClassifier, pixels: np.ndarray, classes: torch.Tensor) -> np.ndarray:
     """`grad_cam` (B, S, S) for uint8 pictures (B, C, S, S) of the network's size."""
     device = net_device(net)
     net.eval()

@@ -275,12 +275,15 @@ def test_lesions_are_called_lesions(run, phantom_folder, tmp_path):
 def test_the_model_card_says_what_the_checkpoint_says(tmp_path):
     content = {
         "class_names": ["a", "b"],
-        "architecture": {"mode": "U-Ones", "drop_rate": 0.5, "attention": "self"},
+        "architecture": {"mode": "U-Ones", "drop_rate": 0.5, "attention": "self"}
+        | {"network": "densenet121"},
     }
     save_checkpoint(tmp_path / "weights.pth", content)
     facts = describe_model(tmp_path / "weights.pth", content)
     assert facts.keys() == {"checkpoint", "architecture"}
     assert facts["architecture"] == "DenseNet121, self-attention, dropout 0.5, 2 outputs"
+    content["architecture"] |= {"network": "resnet18", "attention": "none", "norm": "group"}
     content["preprocessing"] = {"image_size": 64}
     facts = describe_model(tmp_path / "weights.pth", content)
     assert facts["preprocessing"].startswith("64 x 64 pixels (bilinear)")
+    assert facts["architecture"] == "ResNet-18, group normalisation, dropout 0.5, 2 outputs"
