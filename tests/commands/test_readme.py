@@ -291,7 +291,7 @@ def test_how_to_go_from_dicom_to_predictions(readme, place):
     run_page("docs/howto-dicom-to-predictions.md", place)
     slices = [
         (folder / "slices.csv").read_text().splitlines()
-        for folder in (place / "runs/NAME/tests/epoch_99-scans", place / "released-scans")
+        for folder in (place / "runs/NAME/tests/epoch_99-scans-1", place / "released-scans-1")
     ]
     assert len(slices[0]) == len(slices[1]) == 73
 
@@ -300,7 +300,7 @@ def test_how_to_predict(readme, place, monkeypatch):
     names = [line.split(",")[0] for line in (place / "my/labels.csv").read_text().splitlines()]
     (place / "my/unlabelled.csv").write_text("\n".join(names[:4]) + "\n")
     run_page("docs/howto-predict.md", place)
-    written = pd.read_csv(place / "runs/NAME/tests/epoch_99-scans/predictions.csv")
+    written = pd.read_csv(place / "runs/NAME/tests/epoch_99-scans-1/predictions.csv")
     assert len(list((place / "runs/NAME/tests/epoch_99-unlabelled/gradcam").iterdir())) == 3
     (lines,) = blocks_of(page("docs/howto-predict.md"), "python")
     scope = {}
