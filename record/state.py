@@ -19,6 +19,18 @@ from options import KEPT_STATES
 from record.rounds import RoundMatrices
 from utils.checkpoint import load_checkpoint, save_checkpoint, verify_checkpoint
 from utils.errors import UserError
+from utils.schema import (
+    any_number,
+    anything,
+    entries,
+    mapping,
+    nothing_or,
+    record,
+    sequence,
+    tensor,
+    text,
+    whole,
+)
 from utils.signals import held
 from utils.tensors import to_host
 from utils.workers import Pool, result_of
@@ -71,7 +83,7 @@ class ClientStore:
         if client not in self.files:
             return None
         name, digest = self.files[client]
-        state = load_checkpoint(self.folder / name, digest)["memory"]
+        state = load_checkpoint(self.folder / name, digest, MEMORY)["memory"]
         if self.placement != "disk":
             self._memory[client] = state
         return state
@@ -186,8 +198,8 @@ class StateFiles:
         paths = self.paths()
         for path in paths:
             try:
-                content = load_checkpoint(path)
-                state = _unpack(path, content)
+                content = load_checkpoint(path, check=check_state)
+                state = _unpack(content)
                 self.has_memories = content["clients"] is not None
                 self.store.adopt(content["clients"] or {})
             except UserError as error:
@@ -261,20 +273,17 @@ def _pack(state: RunState) -> dict:
     }
 
 
-def _unpack(path: Path, content: dict) -> RunState:
-    try:
-        if "shared" not in content:
-            content = _translated(content)
-        return RunState(
-            Progress(content["weights"], content["shared"], content["next_round"]),
-            content["server"],
-            content["history"],
-            [RoundMatrices(*matrices) for matrices in content["matrices"]],
-            content["identity"],
-            content["flags"],
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: written by another version of this program") from error
+def _unpack(content: dict) -> RunState:
+    if "shared" not in content:
+        content = _translated(content)
+    return RunState(
+        Progress(content["weights"], content["shared"], content["next_round"]),
+        content["server"],
+        content["history"],
+        [RoundMatrices(*matrices) for matrices in content["matrices"]],
+        content["identity"],
+        content["flags"],
+    )
 
 
 def _translated(content: dict) -> dict:
@@ -288,3 +297,52 @@ def _translated(content: dict) -> dict:
         for sources in [{"labeled_mean": labeled, "unlabeled_mean": unlabeled}]
     ]
     return content | {"shared": shared, "server": {}, "matrices": means}
+
+
+def _plain(value: object, place: str) -> None:
+    """A check: what JSON has, lists of it and None."""
+    if isinstance(value, (list, tuple)):
+        sequence(_plain, 0, 10**6)(value, place)
+    elif isinstance(value, str):
+        text(100_000)(value, place)
+    elif value is not None and not isinstance(value, bool):
+        any_number(value, place)
+
+
+ROUND = whole(0, 10**7)
+NAMED_TENSORS = mapping(text(200), tensor(), largest=10_000)
+PER_CLASS = sequence(sequence(any_number, 1, 10_000), 1, 10_000)  # a matrix, row by row
+COMMON = {
+    # Without a single weight a run would go on from random ones.
+    "weights": mapping(text(200), tensor(), largest=10_000, fewest=1),
+    "next_round": ROUND,
+    "history": sequence(mapping(text(100), _plain, largest=1000), 0, 10**7),
+    "identity": mapping(text(100), text(1000), largest=100),
+    "flags": mapping(text(100), _plain, largest=1000),
+    "clients": nothing_or(mapping(ROUND, sequence(text(200), 2, 2), largest=10**6)),
+}
+STATE = record(
+    COMMON
+    | {
+        "shared": NAMED_TENSORS,
+        "server": mapping(text(100), anything, largest=100),
+        "matrices": sequence(entries(ROUND, mapping(text(100), PER_CLASS, largest=100)), 0, 10**7),
+    }
+)
+OLD_STATE = record(
+    COMMON
+    | {
+        "matrix": nothing_or(entries(tensor(shape=(None, None)), tensor(shape=(None,)))),
+        "matrices": sequence(
+            entries(ROUND, nothing_or(PER_CLASS), nothing_or(PER_CLASS)), 0, 10**7
+        ),
+    }
+)
+MEMORY = record(
+    {"client": ROUND, "round": ROUND, "memory": mapping(text(100), anything, 100, fewest=1)}
+)
+
+
+def check_state(content: object, place: str) -> None:
+    """`Mismatch` unless a file holds a state of this version, or of 0.1."""
+    (STATE if "shared" in content else OLD_STATE)(content, place)

@@ -115,6 +115,17 @@ def sequence(inner: Check, shortest: int, longest: int) -> Check:
     return check
 
 
+def entries(*inner: Check) -> Check:
+    """A list or tuple of just so many values, each as its own check takes it."""
+
+    def check(value: object, place: str) -> None:
+        sequence(anything, len(inner), len(inner))(value, place)
+        for at, (item, known) in enumerate(zip(value, inner, strict=True)):
+            known(item, f"{place}/{at}")
+
+    return check
+
+
 def mapping(key: Check, inner: Check, largest: int, fewest: int = 0) -> Check:
     """Names with values: `fewest` to `largest` keys that `key` takes, values that `inner` does."""
 
