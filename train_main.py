@@ -33,6 +33,7 @@ from local_update import ClientUpdate, LocalUpdate
 from networks.compilation import compile_networks
 from networks.devices import memory_shortage
 from networks.models import Network
+from record.exchange import Exchange
 from record.run import Run, open_run
 from record.state import Progress
 from rehearsal import rehearse
@@ -74,7 +75,7 @@ def train(run: Run) -> None:
     networks = build_networks(args, data.class_names, devices)
     clients = build_clients(args, data)
     weights, shared = first_weights(args, progress, networks[0]), progress.shared
-    run.begin(data, clients, networks, devices, task)
+    exchange = run.begin(data, clients, networks, devices, task)
     shape, passes = data.train.input_shape, passes_by_momentum(clients)
     run.compiled(compile_networks(networks, args, len(data.train), shape, passes, run.say))
 
@@ -83,9 +84,9 @@ def train(run: Run) -> None:
         active = server.active(clients, round)
         started = run.start_round(round, active)
         # 2. Local training, one client per device at a time.
-        with closing(train_clients(active, networks, weights, round, shared, run)) as updates:
+        with closing(train_clients(active, networks, weights, round, shared, exchange)) as updates:
             # 3. FedAvg of the weights, client by client as they come in.
-            weights, reports = server.average(updates, weights, round, devices[0], run.client_done)
+            weights, reports = server.average(updates, weights, round, devices[0], exchange.done)
         # 4. What the clients share, the relation matrices, is averaged for the next round.
         shared = server.shared(reports, shared)
         # 5. Evaluate, log, save.
@@ -99,7 +100,7 @@ def train_clients(
     weights: dict[str, torch.Tensor],
     round: int,
     shared: dict[str, torch.Tensor],
-    run: Run,
+    exchange: Exchange,
 ) -> Iterator[ClientUpdate]:
     """Train every client; yields their updates in the clients' order, whatever the devices.
 
@@ -108,10 +109,10 @@ def train_clients(
     """
 
     def work(net: Network, client: LocalUpdate) -> ClientUpdate | None:
-        run.start_client(client)
-        with run.memory_of(client):
+        exchange.start_client(client)
+        with exchange.memory_of(client):
             update = client.train(net, weights, round, shared)
-            return update if run.accept(client, round, update, weights) else None
+            return update if exchange.accept(client, round, update, weights) else None
 
     def stop() -> None:
         for client in active:

@@ -113,7 +113,8 @@ class Ours:
         self.clients = build_clients(self.args, self.data)
         self.server = build_server(self.args)
         self.run.restore(self.data, self.server)
-        self.run.begin(self.data, self.clients, self.networks, self.devices, TASKS[self.args.task])
+        task = TASKS[self.args.task]
+        self.exchange = self.run.begin(self.data, self.clients, self.networks, self.devices, task)
         shape, images = self.data.train.input_shape, len(self.data.train)
         passes = passes_by_momentum(self.clients)
         with redirect_stdout(sys.stderr):
@@ -126,11 +127,10 @@ class Ours:
             return self._train()
 
     def _train(self) -> Timing:
-        run = self.run
-        run.start_round(self.round, self.clients)
+        self.run.start_round(self.round, self.clients)
         watch = Stopwatch(self.clock, [client.labeled for client in self.clients])
         trained = train_clients(
-            self.clients, self.networks, self.weights, self.round, self.shared, run
+            self.clients, self.networks, self.weights, self.round, self.shared, self.exchange
         )
 
         def timed() -> Iterator:
@@ -139,7 +139,7 @@ class Ours:
             watch.seconds.pop()  # of the call that found no client left
 
         self.weights, self.reports = self.server.average(
-            timed(), self.weights, self.round, self.devices[0], run.client_done
+            timed(), self.weights, self.round, self.devices[0], self.exchange.done
         )
         self.shared = self.server.shared(self.reports, self.shared)
         return watch.timing()

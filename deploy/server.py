@@ -25,6 +25,7 @@ from local_update import ClientUpdate
 from networks.devices import choose_devices, set_deterministic
 from networks.models import Network
 from options import args_parser
+from record.exchange import Exchange
 from record.run import Run, open_run
 from record.state import Progress
 from server import Server
@@ -39,6 +40,7 @@ class FedIRM(FlowerFedAvg):
     def __init__(
         self,
         run: Run,
+        exchange: Exchange,
         data: FederatedData,
         net: Network,
         device: torch.device,
@@ -47,7 +49,8 @@ class FedIRM(FlowerFedAvg):
         server: Server,
     ):
         super().__init__(fraction_evaluate=0.0)
-        self.run, self.data, self.net, self.device = run, data, net, device
+        self.run, self.exchange, self.data = run, exchange, data
+        self.net, self.device = net, device
         self.sites, self.progress, self.server = sites, progress, server
         self.sent: dict[RemoteSite, Message] = {}  # this round's tasks
         self.asked: dict[RemoteSite, int] = {}  # and of which round's memory they are to go on
@@ -66,8 +69,8 @@ class FedIRM(FlowerFedAvg):
         records = {"weights": arrays, "shared": pack_tensors(self.progress.shared)}
         self.sent, self.asked = {}, {}
         for site in active:
-            self.run.start_client(site)
-            with self.run.memory_of(site):
+            self.exchange.start_client(site)
+            with self.exchange.memory_of(site):
                 self.asked[site] = site.memory_round
             task = {"round": round, "memory_round": self.asked[site]}
             self.sent[site] = self.sites.message(site.node_id, MessageType.TRAIN, task, records)
@@ -81,7 +84,7 @@ class FedIRM(FlowerFedAvg):
         answered = self.sites.answers(self.sent, replies, round)
         updates = self.accepted(answered, round, weights)
         weights, reports = self.server.average(
-            updates, weights, round, self.device, run.client_done
+            updates, weights, round, self.device, self.exchange.done
         )
         if multiplier := run.args.dp_noise:
             shares = [self.server.weight(report) for report in reports]
@@ -106,12 +109,12 @@ class FedIRM(FlowerFedAvg):
             try:
                 update, recalled = unpack_update(reply.content, received, site.client, site.labeled)
             except ValueError as error:
-                self.run.guard.turn_away(site, round, f"its answer is no update: {error}")
+                self.exchange.guard.turn_away(site, round, f"its answer is no update: {error}")
                 continue
             if recalled != self.asked[site]:
                 self.run.say(f"client {site.client} has lost its memory and began anew")
             site.memory_round = round
-            if self.run.accept(site, round, update, received):
+            if self.exchange.accept(site, round, update, received):
                 count += 1
                 if norm := self.run.args.dp_clip:
                     clipped = clip_update(update.weights, received, self.parameters, norm)
@@ -131,9 +134,9 @@ def serve(
     args, server = run.args, build_server(run.args)
     progress = run.restore(data, server) or start(args, data.class_names)
     networks = build_networks(args, data.class_names, devices[:1])
-    run.begin(data, sites.all(), networks, devices[:1], TASKS[args.task])
+    exchange = run.begin(data, sites.all(), networks, devices[:1], TASKS[args.task])
     progress = progress._replace(weights=first_weights(args, progress, networks[0]))
-    strategy = FedIRM(run, data, networks[0], devices[0], sites, progress, server)
+    strategy = FedIRM(run, exchange, data, networks[0], devices[0], sites, progress, server)
     arrays = pack_weights(progress.weights)
     for _ in run.rounds_to_do(progress):  # one at a time: the run may end before its last
         arrays = strategy.start(grid, arrays, num_rounds=1, timeout=args.client_timeout).arrays

@@ -107,7 +107,7 @@ def _commit() -> str | None:
 
 def device_name(device: torch.device) -> str:
     """A GPU's name, or "cpu"."""
-    return torch.cuda.getdevice_name(device) if device.type == "cuda" else str(device)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def open_folder(

@@ -2,15 +2,12 @@
 
 import json
 import shlex
-import threading
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from dataloaders.federated import FederatedData
 from dataloaders.overlap import compare_all, members_of, save_seen, warning_line
@@ -21,11 +18,10 @@ from networks.kinds import architecture
 from networks.models import Network
 from networks.saved import model_bytes, model_content
 from options import own_flags
-from predict.inference import gives_finite_output
 from record.checks import refuse_other_data, refuse_other_precision, refuse_small_disk
 from record.duration import reason_to_end, round_costs, round_line
+from record.exchange import Exchange
 from record.guard import ClientGuard
-from record.held_updates import HeldUpdates
 from record.opening import (
     ARGS_FILE,
     ENV_FILE,
@@ -53,7 +49,6 @@ from utils.files import FolderLock, sweep_temporary_files, write_text
 from utils.logger import Curves, RunLog, write_rows
 from utils.plots.runs import rebuild_figures
 from utils.tables import log_lines
-from utils.tensors import net_device
 
 
 class Run:
@@ -71,13 +66,9 @@ class Run:
         self.states = StateFiles(folder / "checkpoints", self.store, args.keep_rounds)
         self.server: Server | None = None  # from `restore` on
         self.task: Task | None = None  # from `begin` on
-        self.guard: ClientGuard | None = None
+        self.exchange: Exchange | None = None  # likewise
         self.curves: Curves | None = None
-        self.bar: tqdm | None = None
         self.log = RunLog()
-        self.lock = threading.Lock()
-        self.held = HeldUpdates()
-        self.model_bytes = 0  # from `begin` on
         self.costs: list[float] = []  # of each round beside the others, from `begin` on
 
     def say(self, text: str) -> None:
@@ -96,8 +87,8 @@ class Run:
 
     def close(self) -> None:
         """Close the log, the curves and the clients' files, and let others into the folder."""
-        if self.bar is not None:
-            self.bar.close()
+        if self.exchange is not None:
+            self.exchange.close()
         self.store.close()
         if self.curves is not None:
             self.curves.close()
@@ -115,7 +106,6 @@ class Run:
         """
         self.identity = data.fingerprints()
         self.server = server
-        self.guard = ClientGuard(self.args.on_bad_client, self.say, server.find_fault)
         for folder in (self.folder, *self.folder.glob("**/")):
             sweep_temporary_files(folder)
         state = self.states.restore(self.say)
@@ -148,21 +138,24 @@ class Run:
         networks: Sequence[Network],
         devices: Sequence[torch.device],
         task: Task,
-    ) -> None:
-        """Make the folder, write what the run is made of, and the first lines of its log.
+    ) -> Exchange:
+        """Make the folder, write what the run is made of, and the first lines of its log; what the
+        clients are to train through.
 
         Nothing is written before: a mistake in the flags or the data leaves no folder behind.
         Raises `UserError` where the states of the run will not fit on the disk.
         """
         self.task = task
-        self.model_bytes = model_bytes(networks[0])
+        one_model = model_bytes(networks[0])
+        guard = ClientGuard(self.args.on_bad_client, self.say, self.server.find_fault)
+        self.exchange = Exchange(self.store, guard, self.log, one_model)
         evaluated = sum(len(images) for images in (data.val, data.test) if images is not None)
         self.costs = round_costs(self.args, self.server, clients, evaluated)
         copies = sum(client.remembered_copies for client in clients)
         copies += self.server.models_remembered(clients)
         done = len(self.history)
-        refuse_small_disk(self.folder, self.args, copies, self.model_bytes, done, self.say)
-        state_bytes = sum(client.remembered_copies for client in clients) * self.model_bytes
+        refuse_small_disk(self.folder, self.args, copies, one_model, done, self.say)
+        state_bytes = sum(client.remembered_copies for client in clients) * one_model
         reserved = activation_bytes(self.args, data.test.input_shape, devices)
         self.store.placement = choose_placement(
             self.args.client_state, state_bytes, devices, reserved
@@ -191,6 +184,7 @@ class Run:
         if self.history:
             # A kill may have fallen between the state of a round and the tables made from it.
             self._write_tables(data.class_names)
+        return self.exchange
 
     def compiled(self, mode: str) -> None:
         """Note in env.json how the backbones are run: "off", "on" or "graphs"."""
@@ -213,56 +207,10 @@ class Run:
 
     def start_round(self, round: int, active: Sequence[LocalUpdate]) -> float:
         """Open the round in the log and on the terminal; the time it began."""
-        self.guard.start_round(len(active), [row["clients_skipped"] for row in self.history])
-        self.held.start_round(len(active), self.model_bytes)
+        title = f"round {round + 1}/{self.args.rounds}" if self.args.progress else None
         self.log.record(log_lines.begin_round_lines(round))
-        self.bar = tqdm(
-            total=len(active),
-            desc=f"round {round + 1}/{self.args.rounds}",
-            unit="client",
-            leave=False,
-            disable=None if self.args.progress else True,
-        )
+        self.exchange.start_round(active, [row["clients_skipped"] for row in self.history], title)
         return time.perf_counter()
-
-    def start_client(self, client: LocalUpdate) -> None:
-        """Log who trains; the two lines stay together where several devices train."""
-        with self.lock:
-            self.log.record(log_lines.client_line(client.client, client.labeled))
-            self.log.record(log_lines.CLIENT_RULE)
-
-    @contextmanager
-    def memory_of(self, client: LocalUpdate) -> Iterator[None]:
-        """Lend the client its memory while it trains; outside it holds none."""
-        blank = client.state_dict()
-        client.load_state_dict(self.store.recall(client.client) or blank)
-        try:
-            yield
-        finally:
-            client.load_state_dict(blank)
-
-    def accept(
-        self,
-        client: LocalUpdate,
-        round: int,
-        update: ClientUpdate,
-        received: dict[str, torch.Tensor],
-    ) -> bool:
-        """Whether a client's update may be averaged; then its memory goes into the store."""
-        state = client.state_dict()
-        if not self.guard.accept(client, round, update, received, state):
-            return False
-        self.store.remember(client.client, round, state)
-        self.held.add(client.client, update, received)
-        return True
-
-    def client_done(self, update: ClientUpdate) -> None:
-        """Move the bar on."""
-        shown = {"loss": f"{update.stats['loss']:.3f}"}
-        if "reliable_share" in update.stats:
-            shown["reliable"] = f"{update.stats['reliable_share']:.2f}"
-        self.bar.set_postfix(shown, refresh=False)
-        self.bar.update()
 
     def finish_round(
         self,
@@ -278,10 +226,10 @@ class Run:
         output.
         """
         round = progress.next_round - 1
-        self.bar.close()
-        self._refuse_unsound(progress.weights, networks[0], data, round)
-        row = round_row(round, reports)
-        row["clients_skipped"] = len(self.guard.skipped)
+        skipped = self.exchange.finish_round(
+            round, progress.weights, networks[0], data.test, self.server, self.say
+        )
+        row = round_row(round, reports) | {"clients_skipped": skipped}
         self.log.record(log_lines.loss_line(row["loss"], round, self.args.base_lr))
         last = progress.next_round == self.args.rounds
         if is_scored(round, self.args):
@@ -297,19 +245,6 @@ class Run:
         self.say(round_line(self.history, self.costs, last))
         if progress.next_round % self.args.figure_every == 0:
             rebuild_figures(self.folder)
-
-    def _refuse_unsound(
-        self, weights: dict[str, torch.Tensor], net: Network, data: FederatedData, round: int
-    ) -> None:
-        for line in self.guard.outliers.lines():
-            self.say(f"round {round}: {line}")
-
-        def is_sound(candidate: dict[str, torch.Tensor]) -> bool:
-            net.load_state_dict(candidate)
-            return gives_finite_output(net, data.test)
-
-        if not is_sound(weights):
-            self.held.refuse_round(self.server, round, net_device(net), is_sound)
 
     def _evaluate(self, networks: Sequence[Network], data: FederatedData) -> dict[str, float]:
         numbers: dict[str, float] = {}

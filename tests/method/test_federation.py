@@ -50,17 +50,17 @@ def update(value: float, size: int, labeled: bool = True) -> ClientUpdate:
     return ClientUpdate({"w": torch.full((3,), value)}, size, labeled, shared, stats, {})
 
 
-class FakeRun:
-    """Takes what a run is told, and lends out no memory."""
+class FakeExchange:
+    """Takes what an exchange is told, and lends out no memory."""
 
     def __init__(self):
-        self.started, self.done = [], []
+        self.started, self.averaged = [], []
 
     def start_client(self, client):
         self.started.append(client.client)
 
-    def client_done(self, update):
-        self.done.append(update.stats["loss"])
+    def done(self, update):
+        self.averaged.append(update.stats["loss"])
 
     def memory_of(self, client):
         return threading.Lock()  # any context
@@ -187,10 +187,10 @@ def test_updates_come_in_the_clients_order(devices):
 
     for client in clients:
         client.train = lambda *arguments, number=client.client: train(number, *arguments)
-    run, networks = FakeRun(), [Network() for _ in range(devices)]
-    updates = train_main.train_clients(clients, networks, {}, 0, None, run)
+    exchange, networks = FakeExchange(), [Network() for _ in range(devices)]
+    updates = train_main.train_clients(clients, networks, {}, 0, None, exchange)
     assert [found.stats["loss"] for found in updates] == list(range(7))
-    assert sorted(run.started) == list(range(7)) and overlaps == []
+    assert sorted(exchange.started) == list(range(7)) and overlaps == []
 
 
 def test_an_error_on_one_device_stops_the_others():
@@ -209,11 +209,11 @@ def test_an_error_on_one_device_stops_the_others():
     clients[0].train = fail
     for client in clients[1:]:
         client.train = lambda *_, client=client: train_until_stopped(client)
-    run = FakeRun()
+    exchange = FakeExchange()
     with pytest.raises(UserError, match="a client failed"):
-        list(train_main.train_clients(clients, [Network(), Network()], {}, 0, None, run))
+        list(train_main.train_clients(clients, [Network(), Network()], {}, 0, None, exchange))
     assert all(client.stop.is_set() for client in clients)
-    assert len(run.started) < 6
+    assert len(exchange.started) < 6
 
 
 # ---- how
@@ -221,14 +221,14 @@ def test_an_error_on_one_device_stops_the_others():
 
 @pytest.mark.parametrize(("weighting", "expected"), [("equal", 2.0), ("size", 1.5)])
 def test_average_by_size_or_head(weighting, expected):
-    run = FakeRun()
+    exchange = FakeExchange()
     updates = iter([update(1.0, 30), update(3.0, 10, labeled=False)])
     server = Server(options("--fedavg_weights", weighting))
-    weights, reports = server.average(updates, {}, 0, torch.device("cpu"), run.client_done)
+    weights, reports = server.average(updates, {}, 0, torch.device("cpu"), exchange.done)
     assert weights["w"].tolist() == [expected] * 3
     assert [report.num_samples for report in reports] == [30, 10]
     assert all(report.weights == {} for report in reports)
-    assert run.done == [1.0, 3.0]
+    assert exchange.averaged == [1.0, 3.0]
 
 
 def rounds_of(server: Server, trained: dict[int, list[ClientUpdate]]) -> dict[int, float]:

@@ -18,6 +18,7 @@ from networks.densenet import NUM_FEATURES
 from networks.devices import choose_precision, evaluation_batch_size, set_precision
 from networks.models import DenseNet121
 from predict.inference import predict, predict_on_all, predict_set
+from record.opening import describe_environment
 from tasks.classification import Classification
 from tests.helpers.small_clients import CPU, assert_identical, make_args, make_dataset, make_network
 from utils.errors import UserError
@@ -72,6 +73,13 @@ def test_what_is_asked_for_is_given_or_refused(capability):
             choose_precision(precision, CUDA)
 
 
+def test_env_json_names_the_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    gpus = [torch.device("cuda", number) for number in (0, 1)]
+    environment = describe_environment(gpus)
+    assert environment["devices"] == ["GPU 0", "GPU 1"] and "driver" in environment
+
+
 def test_bf16_backbone_float32_everywhere_else():
     net, images = tiny_network().eval(), torch.randn(4, 3, 32, 32)
     with torch.no_grad():
@@ -95,8 +103,9 @@ def test_only_fp32_forbids_tf32():
 # ---- the twin
 
 
-def test_the_twin_is_apart_but_for_the_dropout():
+def test_the_twin_is_apart_and_has_a_dropout_of_its_own():
     net = make_network()
+    net.dropout.generator = torch.Generator()
     names = list(net.state_dict())
     twin = net.twin()
     assert twin is net.twin() and twin is not net
@@ -104,7 +113,7 @@ def test_the_twin_is_apart_but_for_the_dropout():
     assert_identical(dict(twin.state_dict()), dict(net.state_dict()))
     ours = {value.data_ptr() for value in net.state_dict().values()}
     assert not ours & {value.data_ptr() for value in twin.state_dict().values()}
-    assert twin.dropout is net.dropout
+    assert twin.dropout is not net.dropout and twin.dropout.generator is None
     assert not any(parameter.requires_grad for parameter in twin.parameters())
     assert all(parameter.requires_grad for parameter in net.parameters())
     conv = twin.densenet121.features.conv0.weight
