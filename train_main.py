@@ -38,7 +38,7 @@ from record.run import Run, open_run
 from record.state import Progress
 from rehearsal import rehearse
 from tasks import TASKS
-from utils.files import disk_full_as_user_error
+from utils.files import disk_errors_as_user_error
 from utils.workers import shared_out
 
 
@@ -50,7 +50,7 @@ def main() -> int:
         if args.dry_run:
             print("\n".join(rehearse(run.args, run.say)))
         else:
-            with disk_full_as_user_error(run.folder):
+            with disk_errors_as_user_error(run.folder):
                 ENGINES[run.args.engine](run)
     except (KeyboardInterrupt, SystemExit) as stop:
         run.say(f"stopped; {run.next_command()}")

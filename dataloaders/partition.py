@@ -4,12 +4,14 @@ python -m dataloaders.partition LABELS.csv --out DIR
 """
 
 import argparse
+import csv
+import io
 from collections.abc import Sequence, Sized
 from pathlib import Path
 
 import numpy as np
 
-from dataloaders.columns import read_csv_text
+from dataloaders.columns import GROUP_COLUMNS, CsvText, read_csv_text
 from dataloaders.split import absent_class_warnings, class_set_table, shared_values
 from dataloaders.table import LABEL_UNCERTAINTY, ImageTable, read_table
 from options import SPLIT_FILES
@@ -325,10 +327,13 @@ def _sample(table: ImageTable, limit: int, seed: int) -> ImageTable:
 def write_parts(folder: Path, table: ImageTable, parts: dict[str, np.ndarray]) -> None:
     """Write the file `name` in `folder` for each part {name: row indices}.
 
-    The header and the rows' lines are copied from the table's CSV, every cell as it was written.
-    Raises `UserError` where that CSV would be overwritten or the folder cannot be written to.
+    The header and the rows' lines are copied from the table's CSV, every cell as it was written;
+    but a group column of another name is called PatientID, which training knows. Raises `UserError`
+    where that CSV would be overwritten or the folder cannot be written to.
     """
-    lines = read_csv_text(table.source).lines()
+    text = read_csv_text(table.source)
+    lines = text.lines()
+    lines[0] = _known_header(text, table.group_column)
     for name in parts:
         path = folder / name
         if path.exists() and path.samefile(table.source):
@@ -340,6 +345,22 @@ def write_parts(folder: Path, table: ImageTable, parts: dict[str, np.ndarray]) -
         except OSError as error:
             raise UserError(f"--out {folder}: cannot write {name} ({error.strerror})") from None
         print(f"wrote {folder / name}: {len(rows)} images")
+
+
+def _known_header(text: CsvText, group_column: str) -> str:
+    """The header's line as it is to be written."""
+    if group_column in GROUP_COLUMNS or group_column not in text.header:
+        return text.lines()[0]
+    if known := [name for name in GROUP_COLUMNS if name in text.header]:
+        raise UserError(
+            f"--group {group_column}: {text.path} has a column {known[0]}, too, which training "
+            "would go by; delete one of the two"
+        )
+    print(f"column {group_column} is called {GROUP_COLUMNS[0]} from now on, as training knows it")
+    cells = [GROUP_COLUMNS[0] if name == group_column else name for name in text.header]
+    line = io.StringIO()
+    csv.writer(line, delimiter=text.separator, lineterminator="").writerow(cells)
+    return line.getvalue()
 
 
 def _shared_line(table: ImageTable, parts: list[np.ndarray]) -> str:

@@ -112,7 +112,7 @@ def load_pixels(
             return _open_or_build(array_path, paths, image_size, describe, say)
     except OSError as error:
         raise UserError(
-            f"--cache_dir {cache_dir}: {error.strerror or error}: free some space or name another"
+            f"--cache_dir {cache_dir}: {error.strerror or error}; name another folder"
         ) from error
 
 

@@ -30,7 +30,7 @@ from record.run import Run, open_run
 from record.state import Progress
 from server import Server
 from tasks import TASKS
-from utils.files import disk_full_as_user_error
+from utils.files import disk_errors_as_user_error
 
 
 class FedIRM(FlowerFedAvg):
@@ -154,7 +154,7 @@ def main(grid: Grid, context: Context) -> None:
     args = args_parser(argv)
     run = open_run(args, argv)
     try:
-        with disk_full_as_user_error(run.folder):
+        with disk_errors_as_user_error(run.folder):
             serve_sites(run, grid)
     except (KeyboardInterrupt, SystemExit):  # by `flwr stop`, or because the SuperLink ended
         run.say(f"stopped; {run.next_command()}")

@@ -61,7 +61,8 @@ def waiting_lock(path: Path) -> Iterator[None]:
     """Hold the lock on `path` (made where missing) inside the block; waits for other holders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress_unsupported():  # then two may do the same work, and the last one's stays
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -96,6 +97,19 @@ def _holder(path: Path) -> str:
 
 TEMPORARY_SUFFIX = ".partial"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_WRITABLE, _THERE = "make it writable", "see that its disk or share is there"
+_DESCRIPTORS = "let the program open more files (ulimit -n)"
+NOT_WRITABLE = {
+    errno.EROFS: _WRITABLE,
+    errno.EACCES: _WRITABLE,
+    errno.EPERM: _WRITABLE,
+    errno.EIO: _THERE,
+    errno.ESTALE: _THERE,
+    errno.ENODEV: _THERE,
+    errno.ENOTCONN: _THERE,
+    errno.EMFILE: _DESCRIPTORS,
+    errno.ENFILE: _DESCRIPTORS,
+}
 
 
 @contextmanager
@@ -106,12 +120,12 @@ def atomic_write(
 
     The bytes are on the disk before the name changes, so a kill or a power cut leaves either the
     old file or the new one. On an exception the temporary file is removed and `path` is untouched.
-    A full disk is a `UserError` with the bytes that are free and those `needed`, where known.
+    What the disk refuses is a `UserError` as in `disk_errors_as_user_error`.
     """
     path = Path(path)
     encoding = None if "b" in mode else "utf-8"
     newline = None if "b" in mode else ""
-    with disk_full_as_user_error(path, needed):
+    with disk_errors_as_user_error(path, needed):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(
             dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX
@@ -121,7 +135,8 @@ def atomic_write(
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
+            with suppress_unsupported():  # of a share it has the share's own rights
+                os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
@@ -166,11 +181,17 @@ def sweep_temporary_files(folder: str | os.PathLike, name: str = "") -> int:
 
 
 @contextmanager
-def disk_full_as_user_error(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Turn "no space left" inside the block into one line with free and `needed` bytes."""
+def disk_errors_as_user_error(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Turn what a disk refuses inside the block into one line: no space (with free and `needed`
+    bytes), no right to write, a share that has gone."""
     try:
         yield
     except OSError as error:
+        if error.errno in NOT_WRITABLE:
+            raise UserError(
+                f"{error.filename or path}: {error.strerror}; {NOT_WRITABLE[error.errno]}, then go "
+                "on (a run: with --resume and its folder)"
+            ) from error
         if error.errno not in NO_SPACE:
             raise
         wanted = "" if needed is None else f" and {megabytes(needed)} needed"
@@ -207,9 +228,35 @@ def _umask() -> int:
     return current
 
 
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+# What file systems answer that do not know a call: some network shares and user-space ones.
+UNSUPPORTED = (
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.EPERM,
+    errno.EACCES,
+    errno.EBADF,
+    errno.ENOLCK,
+)
+
+
+@contextmanager
+def suppress_unsupported() -> Iterator[None]:
+    """Do without what the block asks for where the file system has no such thing."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Have the new name on the disk. Where a file system cannot, it comes there when the system
+    writes it: a power cut in those seconds leaves the file before."""
+    with suppress_unsupported():
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from logging.handlers import MemoryHandler
+from logging.handlers import MemoryHandler, WatchedFileHandler
 from pathlib import Path
 from textwrap import indent
 
@@ -58,8 +58,17 @@ class _Terminal(logging.Handler):
         sys.stdout.flush()
 
 
-class _LogFile(logging.FileHandler):
-    """log.txt; a line that cannot be written is an error of the run, not a remark on stderr."""
+class _LogFile(WatchedFileHandler):
+    """log.txt; a line that cannot be written is an error of the run, not a remark on stderr.
+
+    Where it was moved or removed while the run went on, it is begun anew and says so.
+    """
+
+    def reopenIfNeeded(self) -> None:  # noqa: N802
+        before = self.stream
+        super().reopenIfNeeded()
+        if before is not None and self.stream is not before:
+            self.stream.write(f"{NOTE_MARK}what stood here before was moved or removed meanwhile\n")
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         raise  # the error that logging is handling right now

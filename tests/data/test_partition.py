@@ -411,6 +411,21 @@ def test_the_command_groups_by_a_named_column(tmp_path):
     assert result.returncode == 2 and "column 'ward, floor'" in result.stderr
 
 
+def test_what_was_grouped_by_a_named_column_is_what_training_reads(tmp_path):
+    rows = [f"{n}.png;case {n // 2};{n % 2};{1 - n % 2}" for n in range(60)]
+    (tmp_path / "labels.csv").write_text("\n".join(["ImageID;Case;a;b", *rows]) + "\n")
+    out = tmp_path / "out"
+    result = partition_command(tmp_path / "labels.csv", "--out", out, "--group", "Case")
+    assert result.returncode == 0 and "column Case is called PatientID" in result.stdout
+    table = read_table(out / "training.csv")
+    assert table.class_names == ("a", "b") and table.group_column == "PatientID"
+    assert table.groups[0].startswith("case ")
+    rows = [f"{n}.png,case {n // 2},lesion {n},{n % 2},{1 - n % 2}" for n in range(60)]
+    (tmp_path / "both.csv").write_text("\n".join(["ImageID,Case,lesion_id,a,b", *rows]) + "\n")
+    refused = partition_command(tmp_path / "both.csv", "--out", out, "--group", "Case")
+    assert refused.returncode == 2 and "lesion_id" in refused.stderr
+
+
 def test_the_command_is_deterministic_and_drops_only_when_asked(tmp_path):
     source = tmp_path / "labels.csv"
     rows = "".join(f"{n}.png,{n % 2},{1 - n % 2}\n" for n in range(50))
