@@ -80,10 +80,17 @@ def flags_of_run(path: Path) -> dict[str, object]:
     saved = read_json(file, advice="give --args_from a run's folder")
     if unknown := sorted(saved.keys() - FLAGS.keys()):
         raise UserError(f"{file}: this version has no --{unknown[0]}; remove that line")
+    return {name: value for name, value in as_parsed(saved).items() if name not in NOT_AGAIN}
+
+
+def as_parsed(saved: Mapping[str, object]) -> dict[str, object]:
+    """The flags of an args.json as the parser would have read them, those that this version does
+    not know left out; where it is older than a choice, what was done before there was one."""
+    before = {name: flag.before for name, flag in FLAGS.items() if flag.before is not None}
     return {
         name: Path(value) if FLAGS[name].kind is Path and value is not None else value
-        for name, value in saved.items()
-        if name not in NOT_AGAIN
+        for name, value in (before | saved).items()
+        if name in FLAGS
     }
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from options import FREE_ON_RESUME, SAID_ONCE, build_parser, check_options, explicit_flags
+from options import FREE_ON_RESUME, SAID_ONCE, as_parsed, check_options, explicit_flags
 from utils.errors import UserError
 from utils.files import FolderLock
 
@@ -159,12 +159,7 @@ def resumed_args(args: Namespace, argv: Sequence[str] | None = None) -> Namespac
         saved = dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"--resume {args.resume}: not the folder of a run ({error})") from error
-    actions = {action.dest: action for action in build_parser()._actions}
-    merged = {
-        name: Path(value) if actions[name].type is Path and value is not None else value
-        for name, value in saved.items()
-        if name in actions
-    }
+    merged = as_parsed(saved)
     typed = explicit_flags(argv)
     changed = differences(typed, merged)
     if changed:

@@ -76,6 +76,7 @@ FEDERATION = (
         ("average", "leave"),
         "whether the labelled clients' last weights stay in every average after they have "
         "stopped, as in the released program, or leave it",
+        before="leave",
     ),
     choice(
         "fedavg_weights",

@@ -15,7 +15,8 @@ class Flag(NamedTuple):
 
     kind: turns its text into a value; None takes the text. limits: the lowest and the highest
     value allowed, both included. nargs: of flags with several values, as argparse has it.
-    switch: it takes no value, its default is False.
+    switch: it takes no value, its default is False. before: what runs did before there was this
+    flag, where that is not its default.
     """
 
     name: str
@@ -28,6 +29,13 @@ class Flag(NamedTuple):
     nargs: int | str | None = None
     metavar: str | tuple[str, ...] | None = None
     switch: bool = False
+    before: object = None
+
+    @property
+    def unsaid(self) -> object:
+        """Its value in a run whose flags are older than it, as the parser would give it."""
+        value = self.default if self.before is None else self.before
+        return list(value) if isinstance(value, tuple) else value
 
     def argument(self) -> dict:
         """What `ArgumentParser.add_argument` wants to know of it beside its name."""
@@ -45,16 +53,24 @@ def number(
     help: str,
     on_resume: str = FIXED,
     kind: type | None = None,
+    before: float | None = None,
 ) -> Flag:
     """A whole or real number, as its default is; `kind` says it where that is None."""
     kind = kind or type(default)
-    return Flag(name, kind, default, help, on_resume, limits)
+    return Flag(name, kind, default, help, on_resume, limits, before=before)
 
 
-def choice(name: str, default: object, choices: tuple, help: str, on_resume: str = FIXED) -> Flag:
+def choice(
+    name: str,
+    default: object,
+    choices: tuple,
+    help: str,
+    on_resume: str = FIXED,
+    before: object = None,
+) -> Flag:
     """One of a few words or whole numbers."""
     kind = int if isinstance(default, int) else None
-    return Flag(name, kind, default, help, on_resume, choices=choices)
+    return Flag(name, kind, default, help, on_resume, choices=choices, before=before)
 
 
 def several(

@@ -31,6 +31,7 @@ NETWORK = (
         "zero",
         ("zero", "uniform"),
         "how the head's bias begins: at zero (released program), or drawn as its weights are",
+        before="uniform",
     ),
     choice("pretrained", 1, (0, 1), "start from the ImageNet weights in models/hub/checkpoints"),
 )

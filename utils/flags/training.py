@@ -174,6 +174,7 @@ UNLABELED = (
         "a row of a client's matrix needs that many images of its class, else it is as if "
         f"there were none; 0: 1 here, {RELATION_MIN_AT_SITES} at sites of their own, who may ask "
         "for more (docs/DEPLOY.md)",
+        before=1,
     ),
     number("relation_scale", 0.5, (0, 1e6), "factor on the distance in L_IRM"),
     choice(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.flags import FREE_ON_RESUME
+from utils.flags import FLAGS, FREE_ON_RESUME
 from utils.tables.log_lines import (
     ENDED_BY,
     NOTE_MARK,
@@ -138,10 +138,10 @@ def parse_log(text_or_path: str | os.PathLike) -> list[RunLog]:
     equal those of the run before it and whose first round comes later is that run resumed: its
     rounds replace the earlier run's from there on, and a note says so. A number whose last
     digits may be missing (the log ends or another run begins right after it) is not read.
-    The clock has no date: a step back of the clock is midnight when it leaves less than half a
-    day between two lines, otherwise it counts nothing and, once rounds have begun, a note says so
-    (what is said while a run prepares itself reaches the log after its first lines).
-
+    A flag that the earlier run's version did not have had the value that stands in the table of
+    flags for it. The clock has no date: a step back of the clock is midnight when it leaves less
+    than half a day between two lines, otherwise it counts nothing and, once rounds have begun, a
+    note says so (what is said while a run prepares itself reaches the log after its first lines).
     Raises UserError for a file that cannot be read.
     """
     if isinstance(text_or_path, str) and "\n" in text_or_path:
@@ -373,6 +373,10 @@ def _is_resumption(earlier: RunLog, later: RunLog) -> bool:
         {name: value for name, value in run.arguments.items() if name not in RESUMPTION_FLAGS}
         for run in (earlier, later)
     )
+    if (
+        same and again and next(reversed(later.arguments)) in earlier.arguments
+    ):  # its line is not cut off
+        same = {name: FLAGS[name].unsaid for name in again if name in FLAGS} | same
     if not same or same != again:
         return False
     return not earlier.rounds or not later.rounds or min(later.rounds) > min(earlier.rounds)
