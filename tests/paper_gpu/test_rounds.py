@@ -1,0 +1,199 @@
+"""Training on strict GPUs on paper: the processor's bits, no wait in a step; and planted faults."""
+
+import importlib
+import sys
+from pathlib import Path
+from types import FunctionType, ModuleType
+
+import pytest
+import torch
+
+from tests.helpers.small_clients import assert_identical
+from tests.paper_gpu.gpus import paper_gpus
+from tests.paper_gpu.rounds import CPU, train_rounds
+from tests.paper_gpu.tensors import DeviceError
+
+GPUS = [torch.device("cuda", number) for number in range(2)]
+PLACES = {
+    "device": (GPUS[:1], "device", "device"),
+    "ram": (GPUS[:1], "ram", "host"),
+    "disk": (GPUS[:1], "disk", "disk"),
+    "two": (GPUS, "ram", "device"),
+}
+
+
+@pytest.fixture(scope="module")
+def on_the_processor():
+    """Filled by the first test: the small backbone is there in tests alone."""
+    return {}
+
+
+def expected(known: dict) -> dict:
+    if not known:
+        known.update(train_rounds([CPU], "ram", "host"))
+    return known
+
+
+def check(places: str, known: dict) -> None:
+    """Two rounds there have the processor's bits, and more steps make the host wait no more."""
+    devices, cache, placement = PLACES[places]
+    waits = {}
+    for images in (8, 16):
+        with paper_gpus(len(devices)) as bench:
+            found = train_rounds(devices, cache, placement, images)
+            waits[images] = bench.waits
+    assert_identical(found, expected(known))
+    more = waits[16] - waits[8]
+    assert not more, f"a step waits for the GPU: {dict(more)}"
+
+
+@pytest.mark.parametrize("places", PLACES)
+def test_rounds_have_the_processors_bits_and_no_step_waits(places, on_the_processor):
+    check(places, on_the_processor)
+
+
+# name -> (module, what stands there, what is planted instead, where it shows)
+BUGS = {
+    "the matrix to match stays on the CPU": (
+        "local_unsupervised",
+        "{k: v.to(device) for k, v in shared.items()}",
+        "dict(shared)",
+        "device",
+    ),
+    "dropout draws from the CPU": (
+        "local_update",
+        'self.generator(round, "dropout", net_device(net))',
+        'self.generator(round, "dropout", "cpu")',
+        "device",
+    ),
+    "numpy of a tensor on the GPU": (
+        "predict.inference",
+        "torch.softmax(logits.double(), dim=1).cpu().numpy()",
+        "torch.softmax(logits.double(), dim=1).numpy()",
+        "device",
+    ),
+    "a number is read in every step": (
+        "local_supervised",
+        "log.add(batch, loss, loss)",
+        "log.add(batch, loss, loss); loss.item()",
+        "device",
+    ),
+    "labels stay on the CPU": (
+        "dataloaders.dataset",
+        "labels[order].to(device)",
+        "labels[order]",
+        "device",
+    ),
+    "draws of the augmentation stay on the CPU": (
+        "dataloaders.dataset",
+        "augmentation, generator).to(device)",
+        "augmentation, generator)",
+        "device",
+    ),
+    "indices are copied in every step": (
+        "dataloaders.dataset",
+        "(pixels[placed[start:stop]] for start, stop in bounds)",
+        "(pixels[indices[start:stop]] for start, stop in bounds)",
+        "device",
+    ),
+    "constants are copied in every step": ("dataloaders.augment", "@cache\n", "", "device"),
+    "pseudo labels stay on the GPU": (
+        "tasks.classification",
+        "labels[indices] = chosen.cpu()",
+        "labels[indices] = chosen",
+        "device",
+    ),
+    "a boolean mask in every step": (
+        "local_unsupervised",
+        "reliable.float().mean())",
+        "reliable[reliable].float().sum())",
+        "device",
+    ),
+    "the teacher stays on the CPU": (
+        "local_unsupervised",
+        "teacher = net.twin().train()",
+        "teacher = net.twin().train().cpu()",
+        "device",
+    ),
+    "memories are copied before they are written": (
+        "utils.tensors",
+        "            stream.wait_stream(torch.cuda.current_stream(device))\n",
+        "",
+        "device",
+    ),
+    "images are read before they are copied": (
+        "dataloaders.pixels",
+        "        using.wait_event(copied)\n",
+        "",
+        "ram",
+    ),
+    "images' memory is given back while it is read": (
+        "dataloaders.pixels",
+        "        images.record_stream(using)\n",
+        "",
+        "ram",
+    ),
+    "images are copied from memory that is not pinned": (
+        "dataloaders.pixels",
+        ", pin_memory=True",
+        "",
+        "ram",
+    ),
+    "models of two GPUs are averaged where they are": (
+        "server",
+        "{name: value.to(device) for name, value in weights.items()}",
+        "dict(weights)",
+        "two",
+    ),
+    "matrices of two GPUs are averaged where they are": (
+        "local_update",
+        '{name: value.to("cpu") for name, value in (shared or {}).items()}',
+        "dict(shared or {})",
+        "two",
+    ),
+}
+
+
+def plant(monkeypatch, module: ModuleType, old: str, new: str) -> None:
+    """`module` as if `new` stood in its file instead of `old`, wherever its functions are used."""
+    source = Path(module.__file__).read_text()
+    assert source.count(old) == 1, f"{module.__name__} has {source.count(old)} times: {old}"
+    changed = ModuleType(module.__name__)
+    changed.__file__ = module.__file__
+    with monkeypatch.context() as while_made:
+        while_made.setitem(sys.modules, module.__name__, changed)
+        exec(compile(source.replace(old, new), module.__file__, "exec"), vars(changed))  # noqa: S102
+    planted = 0
+    for name, value in vars(module).items():
+        if getattr(value, "__module__", None) != module.__name__:
+            continue
+        theirs = vars(changed)[name]
+        pairs = [(value, theirs)]
+        if isinstance(value, type):
+            pairs = [(part, vars(theirs)[key]) for key, part in vars(value).items()]
+        for mine, other in pairs:
+            planted += _plant_code(monkeypatch, mine, other)
+        if type(value) is not type(theirs):  # a decorator went
+            monkeypatch.setattr(module, name, theirs)
+            planted += 1
+    assert planted  # the one, and those whose lines moved with it
+
+
+def _plant_code(monkeypatch, mine: object, theirs: object) -> bool:
+    mine, theirs = (getattr(part, "__wrapped__", part) for part in (mine, theirs))
+    if not (isinstance(mine, FunctionType) and isinstance(theirs, FunctionType)):
+        return False
+    if mine.__code__ == theirs.__code__:
+        return False
+    monkeypatch.setattr(mine, "__code__", theirs.__code__)
+    return True
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_planted_fault_is_caught(bug, monkeypatch, on_the_processor):
+    expected(on_the_processor)
+    name, old, new, places = BUGS[bug]
+    plant(monkeypatch, importlib.import_module(name), old, new)
+    with pytest.raises((DeviceError, AssertionError)) as caught:
+        check(places, on_the_processor)
+    assert str(caught.value)
