@@ -22,6 +22,7 @@ from record.state import KEPT_STATES, round_bytes, stored_bytes
 from tasks import TASKS
 from utils.errors import UserError
 from utils.files import folder_bytes, free_bytes, megabytes
+from utils.flags import FLAGS
 from utils.plots.runs import read_arguments, read_metrics
 
 # What decides where a run is stored and how it is run, not what it computes. Data may have moved,
@@ -62,12 +63,13 @@ class PlannedRun:
         """Raise UserError where the folder holds a run of other flags."""
         if self.state() == "missing":
             return
-        kept = read_arguments(self.folder)
+        older = _plain({name: flag.unsaid for name, flag in FLAGS.items()})
+        kept = older | read_arguments(self.folder)
         wanted = _plain(vars(self.args))
         for flag, value in wanted.items():
-            if flag not in _PLACES and kept.get(flag) != value:
+            if flag not in _PLACES and kept[flag] != value:
                 raise UserError(
-                    f"{self.folder}: was run with --{flag} {kept.get(flag)}, now {value} is "
+                    f"{self.folder}: was run with --{flag} {kept[flag]}, now {value} is "
                     "asked for; give another --runs folder or remove it"
                 )
         if kept["rounds"] > self.args.rounds:

@@ -173,6 +173,17 @@ def test_other_flags_in_a_run_folder_are_refused_not_reused(place, no_report):
     assert "0 to do" in place.run("fig2a", "--seeds", "1", "--gpu", "cpu", "--dry_run")
 
 
+def test_a_folder_older_than_a_flag_was_run_as_runs_were_before_it(place, no_report):
+    place.run("fig2a", "--seeds", "1")
+    kept = place.runs / "demo" / "fedirm-2-8-seed1" / "args.json"
+    flags = json.loads(kept.read_text())
+    kept.write_text(json.dumps({n: v for n, v in flags.items() if n not in ("optimizer", "norm")}))
+    assert "0 to do" in place.run("fig2a", "--seeds", "1", "--dry_run")
+    kept.write_text(json.dumps({n: v for n, v in flags.items() if n != "stopped_clients"}))
+    with pytest.raises(UserError, match="with --stopped_clients leave, now average is asked for"):
+        place.run("fig2a", "--seeds", "1")
+
+
 def test_other_data_and_flags_given_then_and_not_now_are_other_runs(place, no_report):
     named = ["--root_path", "a", "--csv_file_train", "a/train.csv", "--csv_file_test", "a/test.csv"]
     place.run("fig2a", "--seeds", "1", *named)

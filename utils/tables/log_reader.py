@@ -373,9 +373,8 @@ def _is_resumption(earlier: RunLog, later: RunLog) -> bool:
         {name: value for name, value in run.arguments.items() if name not in RESUMPTION_FLAGS}
         for run in (earlier, later)
     )
-    if (
-        same and again and next(reversed(later.arguments)) in earlier.arguments
-    ):  # its line is not cut off
+    is_whole = bool(again) and next(reversed(later.arguments)) in earlier.arguments
+    if same and is_whole:
         same = {name: FLAGS[name].unsaid for name in again if name in FLAGS} | same
     if not same or same != again:
         return False
