@@ -66,8 +66,10 @@ def args_parser(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.relation_min_samples == 0:
         args.relation_min_samples = RELATION_MIN_AT_SITES if args.engine == "sites" else 1
     check_options(args)
-    if args.finish and not (args.resume is not None and args.resume.is_dir()):
-        raise UserError("--finish: needs --resume and the folder of a run")
+    goes_on = args.resume is not None and args.resume.is_dir()
+    for flag in ("finish", "go_back"):
+        if getattr(args, flag) and not goes_on:
+            raise UserError(f"--{flag}: needs --resume and the folder of a run")
     return args
 
 
@@ -80,12 +82,17 @@ def flags_of_run(path: Path) -> dict[str, object]:
     saved = read_json(file, advice="give --args_from a run's folder")
     if unknown := sorted(saved.keys() - FLAGS.keys()):
         raise UserError(f"{file}: this version has no --{unknown[0]}; remove that line")
-    return {name: value for name, value in as_parsed(saved).items() if name not in NOT_AGAIN}
+    parsed = as_parsed(saved, file)
+    return {name: value for name, value in parsed.items() if name not in NOT_AGAIN}
 
 
-def as_parsed(saved: Mapping[str, object]) -> dict[str, object]:
-    """The flags of an args.json as the parser would have read them, those that this version does
-    not know left out; where it is older than a choice, what was done before there was one."""
+def as_parsed(saved: Mapping[str, object], source: Path) -> dict[str, object]:
+    """The flags of an args.json, `source`, as the parser would have read them, those that this
+    version does not know left out; where it is older than a choice, what was done before there was
+    one. `UserError` for a value that no parser gives."""
+    for name in saved.keys() & FLAGS.keys():
+        if (wanted := FLAGS[name].fault(saved[name])) is not None:
+            raise UserError(f"{source}: {name} is {json.dumps(saved[name])[:40]}, not {wanted}")
     before = {name: flag.before for name, flag in FLAGS.items() if flag.before is not None}
     return {
         name: Path(value) if FLAGS[name].kind is Path and value is not None else value

@@ -15,6 +15,7 @@ from record.guard import ClientGuard
 from record.held_updates import HeldUpdates
 from record.state import ClientStore
 from server import Participant, Server
+from utils.errors import UserError
 from utils.logger import RunLog
 from utils.tables import log_lines
 from utils.tensors import net_device
@@ -58,7 +59,13 @@ class Exchange:
     def memory_of(self, client: LocalUpdate) -> Iterator[None]:
         """Lend the client its memory while it trains; outside it holds none."""
         blank = client.state_dict()
-        client.load_state_dict(self.store.recall(client.client) or blank)
+        try:
+            client.load_state_dict(self.store.recall(client.client) or blank)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"client {client.client}: what it remembers is not what --method has its clients "
+                f"remember ({type(error).__name__}: {error}); start a new run"
+            ) from error
         try:
             yield
         finally:

@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 
 import torch
 
 from options import FREE_ON_RESUME, SAID_ONCE, as_parsed, check_options, explicit_flags
 from utils.errors import UserError
-from utils.files import FolderLock
+from utils.files import FolderLock, InUseError
 
 ARGS_FILE = "args.json"
 ENV_FILE = "env.json"
@@ -121,8 +122,11 @@ def open_folder(
     old one, and where a flag typed now would change what an old one computes.
     """
     goes_on = args.resume is not None and args.resume.is_dir()
-    folder = args.resume if goes_on else args.run_dir or default_folder(args)
-    lock = FolderLock(folder)
+    if not goes_on and args.run_dir is None:
+        folder, lock = _own_folder(default_folder(args))
+    else:
+        folder = args.resume if goes_on else args.run_dir
+        lock = FolderLock(folder)
     try:
         if goes_on:
             return resumed_args(args, argv), folder, lock
@@ -135,6 +139,20 @@ def open_folder(
         lock.release(keep_folder=is_run(folder))
         raise
     return Namespace(**{**vars(args), "run_dir": folder}), folder, lock
+
+
+def _own_folder(wanted: Path) -> tuple[Path, FolderLock]:
+    """`wanted`, or beside it NAME-2, -3, ... where a run that began in the same second has it."""
+    for number in count(1):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        try:
+            lock = FolderLock(folder)
+        except InUseError:
+            continue
+        if not is_run(folder):
+            return folder, lock
+        lock.release(keep_folder=True)
+    raise AssertionError("count does not end")
 
 
 def default_folder(args: Namespace) -> Path:
@@ -159,7 +177,7 @@ def resumed_args(args: Namespace, argv: Sequence[str] | None = None) -> Namespac
         saved = dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"--resume {args.resume}: not the folder of a run ({error})") from error
-    merged = as_parsed(saved)
+    merged = as_parsed(saved, path)
     typed = explicit_flags(argv)
     changed = differences(typed, merged)
     if changed:

@@ -108,7 +108,7 @@ class Run:
         self.server = server
         for folder in (self.folder, *self.folder.glob("**/")):
             sweep_temporary_files(folder)
-        state = self.states.restore(self.say)
+        state = self.states.restore(self.say, self.args.go_back)
         if state is None:
             return None
         flags = {k: v for k, v in lasting_flags(self.args).items() if k in state.flags}

@@ -189,12 +189,15 @@ class StateFiles:
         """States of finished rounds, the newest first."""
         return sorted(self.folder.glob("state_*.pth"), reverse=True)
 
-    def restore(self, say: Callable[[str], None]) -> RunState | None:
+    def restore(self, say: Callable[[str], None], go_back: int = 0) -> RunState | None:
         """The newest state that is whole, its clients' memories in the store; None without any.
 
-        A damaged one is passed over for the one before it, and `say` hears so. Raises `UserError`
-        where there are states and all are damaged.
+        The last `go_back` states are removed first. A damaged one is passed over for the one before
+        it, and `say` hears so. Raises `UserError` where there are states and all are damaged, or
+        none would be left.
         """
+        if go_back:
+            self._forget(go_back)
         paths = self.paths()
         for path in paths:
             try:
@@ -212,6 +215,16 @@ class StateFiles:
         if paths:
             raise UserError(f"{self.folder}: no undamaged state left; start the run anew")
         return None
+
+    def _forget(self, rounds: int) -> None:
+        paths = self.paths()
+        if rounds >= len(paths):
+            raise UserError(
+                f"--go_back {rounds}: {self.folder} has states of {len(paths)} rounds "
+                "(--keep_rounds), one of which must stay"
+            )
+        for path in paths[:rounds]:
+            path.unlink()
 
     def save(self, state: RunState) -> None:
         """Commit a round: once this returns, the round outlives whatever happens."""

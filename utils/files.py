@@ -23,6 +23,10 @@ except ImportError:
     ) from None
 
 
+class InUseError(UserError):
+    """Another process holds the folder's lock."""
+
+
 class FolderLock:
     """One process at a time in `folder`, which is made where it does not exist.
 
@@ -41,7 +45,7 @@ class FolderLock:
                 f"name another folder with {flag}"
             ) from error
         if self._file is None:
-            raise UserError(
+            raise InUseError(
                 f"{folder}: in use by another run ({_holder(folder / '.lock')}); "
                 f"wait for it or name another folder with {flag}"
             )

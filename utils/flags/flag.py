@@ -37,6 +37,27 @@ class Flag(NamedTuple):
         value = self.default if self.before is None else self.before
         return list(value) if isinstance(value, tuple) else value
 
+    def fault(self, value: object) -> str | None:
+        """What is wanted instead of a saved value (of args.json) that no parser gives; or None."""
+        if value is None and self.default is None:
+            return None
+        if self.nargs is not None:
+            values = value if isinstance(value, list) else [()]
+        else:
+            values = [value]
+        kinds = {int: int, float: (int, float)}.get(self.kind, str)
+        if any(not isinstance(item, kinds) or isinstance(item, bool) for item in values):
+            switched = self.switch and isinstance(value, bool)
+            return None if switched else self._wanted()
+        if self.choices is not None and not all(item in self.choices for item in values):
+            return f"one of {', '.join(map(str, self.choices))}"
+        return None
+
+    def _wanted(self) -> str:
+        words = {int: "a whole number", float: "a number"}.get(self.kind, "a text")
+        words = "true or false" if self.switch else words
+        return words if self.nargs is None else f"a list, each {words}"
+
     def argument(self) -> dict:
         """What `ArgumentParser.add_argument` wants to know of it beside its name."""
         if self.switch:

@@ -100,9 +100,15 @@ RUNNING = (
         "keep_rounds",
         2,
         (2, 1_000_000),
-        "states of that many last rounds stay: to go back behind a round that was poisoned, "
-        "remove the newer checkpoints/state_N.pth and --resume",
+        "states of that many last rounds stay, for --go_back",
         FREE,
+    ),
+    number(
+        "go_back",
+        0,
+        (0, 1_000_000),
+        "with --resume: forget that many of the last rounds first, as after a poisoned one",
+        ONCE,
     ),
     choice(
         "on_bad_client",
