@@ -85,11 +85,40 @@ def read_sets(args: Namespace) -> tuple[dict[str, VolumeTable], str]:
         classes = {name: table.class_names for name, table in tables.items()}
         if len(set(classes.values())) > 1:
             raise UserError(f"{files['test']}: its classes are not those of {args.csv_file_train}")
+        for name in ("val", "test"):
+            if name in tables:
+                refuse_unlabeled(tables[name], f"in the set {name}")
         return tables, "as the files say"
     whole = read_volumes(args.volumes / TABLE_FILE)
-    parts, how = divide(whole, args.volume_sets, derive_seed(args.seed, "sets") % 2**32)
+    labeled = np.flatnonzero(whole.is_labeled)
+    seed = derive_seed(args.seed, "sets") % 2**32
+    parts, how = divide(whole.select(labeled), args.volume_sets, seed)
+    parts = [labeled[part] for part in parts]
+    if len(labeled) < len(whole):
+        joining = _without_labels(whole, np.concatenate(parts[1:]))
+        parts[0] = np.sort(np.concatenate([parts[0], joining]))
+        how += f"; {len(joining)} without labels join the first"
     tables = {name: whole.select(rows) for name, rows in zip(SETS, parts, strict=True) if len(rows)}
     return tables, how
+
+
+def _without_labels(table: VolumeTable, tested: np.ndarray) -> np.ndarray:
+    """The rows without a label; none of a patient who is among the rows `tested`."""
+    rows = np.flatnonzero(~table.is_labeled)
+    if table.groups is None:
+        return rows
+    known = {table.groups[row] for row in tested}
+    return np.array([row for row in rows if table.groups[row] not in known], dtype=np.int64)
+
+
+def refuse_unlabeled(table: VolumeTable, place: str) -> None:
+    """`UserError` for a volume without a label where one is needed."""
+    if not table.is_labeled.all():
+        row = int(np.flatnonzero(~table.is_labeled)[0])
+        raise UserError(
+            f"{table.source} line {table.line_numbers[row]}: volume {table.names[row]} has no "
+            f"label and stands {place}; move it to a client without labels"
+        )
 
 
 def divide(table: VolumeTable, sizes: Sequence[float], seed: int) -> tuple[list[np.ndarray], str]:
@@ -144,12 +173,21 @@ def split_blocks(table: VolumeTable, num_users: int) -> list[np.ndarray]:
 def deal_volumes(args: Namespace, table: VolumeTable) -> Split:
     """Which training volumes each client holds, and which clients have labels."""
     if args.split is not None:
-        return load_split(args.split, table)
+        dealt = load_split(args.split, table)
+        for client in dealt.labelled:
+            refuse_unlabeled(table.select(dealt.clients[client]), f"at labelled client {client}")
+        return dealt
     seed = derive_seed(args.seed, "split") % 2**32
-    clients, how = _partition(args, table, seed)
     count = None if args.labeled_ids else args.num_labeled
     labeled = labelled_clients(args.num_users, count, args.labeled_ids)
+    if table.is_labeled.all() or args.partition in ("site", "column"):
+        clients, how = _partition(args, table, seed)
+        for client in labeled:
+            refuse_unlabeled(table.select(clients[client]), f"at labelled client {client}")
+    else:
+        clients, how = _partition_both(args, table, seed, labeled)
     if args.labeled_fraction:
+        refuse_unlabeled(table, "in a set of which --labeled_fraction takes labels")
         alike = np.zeros(len(table), dtype=np.int64)
         parts = [labelled_fraction(rows, alike, args.labeled_fraction, seed) for rows in clients]
         clients = [part for part, _ in parts] + [rest for _, rest in parts]
@@ -166,6 +204,24 @@ def deal_volumes(args: Namespace, table: VolumeTable) -> Split:
             f"--num_users {args.num_users}: a client would hold none of {len(table)} volumes"
         )
     return Split(clients, labeled, seed, how)
+
+
+def _partition_both(
+    args: Namespace, table: VolumeTable, seed: int, labeled: Sequence[int]
+) -> tuple[list[np.ndarray], str]:
+    """The volumes with labels are dealt to all clients, those without to the clients without: as
+    blocks of neighbours, whose patients stay together."""
+    drawn, undrawn = (np.flatnonzero(rows) for rows in (table.is_labeled, ~table.is_labeled))
+    parts, how = _partition(args, table.select(drawn), seed)
+    clients = [drawn[part] for part in parts]
+    others = [client for client in range(args.num_users) if client not in labeled]
+    if not others:
+        return clients, f"{how}; {len(undrawn)} volumes without labels belong to nobody"
+    count = min(len(others), len(blocks_of(table.select(undrawn))[0]))
+    shares = split_blocks(table.select(undrawn), count)
+    for client, share in zip(others, shares, strict=False):
+        clients[client] = np.sort(np.concatenate([clients[client], undrawn[share]]))
+    return clients, f"{how}, {len(undrawn)} more without labels at the clients without"
 
 
 def _partition(args: Namespace, table: VolumeTable, seed: int) -> tuple[list[np.ndarray], str]:

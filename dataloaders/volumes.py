@@ -2,7 +2,8 @@
 
 A folder of volumes holds volumes.csv, `VolumeID[,PatientID][,site],shape,spacing,` and one column
 of voxel counts per class, background first, and arrays/VolumeID.npy: float16 (K + 1, X, Y, Z), the
-K channels of the image, normalised, then the label.
+K channels of the image, normalised, then the label. A volume without a label counts no voxel of any
+class, and its last channel is 0.
 """
 
 import hashlib
@@ -53,6 +54,11 @@ class VolumeTable:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def is_labeled(self) -> np.ndarray:
+        """Whether somebody drew its structures, bool (N,)."""
+        return self.counts.any(axis=1)
 
     def select(self, rows: Sequence[int] | np.ndarray) -> "VolumeTable":
         """The table of the rows `rows`, in that order."""

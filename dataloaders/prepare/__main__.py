@@ -53,6 +53,7 @@ def _decathlon(arguments: argparse.Namespace) -> None:
         arguments.spacing and tuple(arguments.spacing),
         arguments.modality,
         arguments.max_bad,
+        arguments.unlabeled,
     )
 
 
@@ -123,6 +124,12 @@ def _add_decathlon(commands) -> None:
         "--dataset_dir", type=Path, required=True, help="folder with dataset.json, imagesTr, ..."
     )
     parser.add_argument("--out", type=Path, required=True, help="output folder")
+    parser.add_argument(
+        "--unlabeled",
+        action="store_true",
+        help="also the volumes without labels, for clients without: dataset.json's test, or "
+        "nnU-Net's images without a label",
+    )
     parser.add_argument(
         "--facts", type=Path, help="CSV VolumeID,PatientID[,site] of what the files do not say"
     )

@@ -37,6 +37,7 @@ DATASET_FILE = record(
     {"labels": mapping(text(100), anything, largest=256)},
     {
         "training": anything,
+        "test": anything,
         "modality": mapping(text(20), text(100), largest=64),
         "channel_names": mapping(text(20), text(100), largest=64),
         "file_ending": text(20),
@@ -47,11 +48,17 @@ SITE_GAP = 0.3  # decades between the intensities of two sites: a factor of two
 
 
 class Pair(NamedTuple):
-    """A volume: its name, the files of its channels (one file may hold several) and its label."""
+    """A volume: its name, the files of its channels (one file may hold several) and its label, None
+    where nobody drew one."""
 
     name: str
     images: tuple[Path, ...]
-    label: Path
+    label: Path | None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of them."""
+        return self.images if self.label is None else (*self.images, self.label)
 
 
 class Labels(NamedTuple):
@@ -68,8 +75,10 @@ def prepare_decathlon(
     spacing: tuple[float, float, float] | None = None,
     modality: str | None = None,
     max_bad: int = 0,
+    unlabeled: bool = False,
 ) -> None:
-    """Check and convert every labelled volume of `dataset_dir`.
+    """Check and convert every labelled volume of `dataset_dir`; with `unlabeled` those without a
+    label, too.
 
     facts: a CSV `VolumeID,PatientID[,site]`. spacing: mm of every volume's voxels; by default the
     median of all, and a volume that has it is not touched. modality: "mr" or "ct", by default as
@@ -78,7 +87,7 @@ def prepare_decathlon(
     """
     content = _read_description(dataset_dir)
     labels = read_labels(dataset_dir, content["labels"])
-    pairs = find_pairs(dataset_dir, content)
+    pairs = find_pairs(dataset_dir, content, unlabeled)
     known = _read_facts(facts, [pair.name for pair in pairs])
     settings = {"modality": modality or find_modality(content), "ct_window": list(CT_WINDOW)}
     lock = FolderLock(out, "--out")
@@ -99,7 +108,9 @@ def prepare_decathlon(
         write_text(out / "manifest.json", _manifest(settings, content, counts))
     finally:
         lock.release(keep_folder=(out / "manifest.json").exists())
-    print(f"{len(rows)} volumes in {out / TABLE_FILE}, {len(dict(rejected))} rejected")
+    without = sum(not any(row["counts"]) for row in rows)
+    said = f", {without} of them without labels" if without else ""
+    print(f"{len(rows)} volumes in {out / TABLE_FILE}{said}, {len(dict(rejected))} rejected")
 
 
 def read_labels(dataset_dir: Path, content: Mapping) -> Labels:
@@ -131,24 +142,32 @@ def find_modality(content: Mapping) -> str:
     return "ct" if channels and all(name.lower() == "ct" for name in channels.values()) else "mr"
 
 
-def find_pairs(dataset_dir: Path, content: Mapping) -> list[Pair]:
-    """The labelled volumes in the order of their names' numbers.
+def find_pairs(dataset_dir: Path, content: Mapping, unlabeled: bool = False) -> list[Pair]:
+    """The labelled volumes in the order of their names' numbers; with `unlabeled` the others, too.
 
-    MSD lists them; of nnU-Net's dialect they are the files of labelsTr. `UserError` for a path
-    that leads out of the folder and for files that are not there.
+    MSD lists both, as "training" and "test"; of nnU-Net's dialect the labelled ones are the files
+    of labelsTr, and the others what else is in imagesTr and imagesTs. `UserError` for a path that
+    leads out of the folder and for files that are not there.
     """
     if content.get("training"):
         pairs = [_listed_pair(dataset_dir, entry) for entry in content["training"]]
+        listed = content.get("test") or [] if unlabeled else []
+        pairs += [_listed_image(dataset_dir, entry) for entry in listed]
     else:
-        pairs = _nnunet_pairs(dataset_dir, content)
+        pairs = _nnunet_pairs(dataset_dir, content, unlabeled)
     names = [pair.name for pair in pairs]
-    if not pairs or len(set(names)) < len(names):
+    labeled = any(pair.label is not None for pair in pairs)
+    if not labeled or len(set(names)) < len(names):
         raise UserError(
-            f"{dataset_dir}: {'two volumes of one name' if pairs else 'no labelled volumes'}; "
+            f"{dataset_dir}: {'two volumes of one name' if labeled else 'no labelled volumes'}; "
             "give a folder with dataset.json, imagesTr and labelsTr"
         )
+    if unlabeled and all(pair.label is not None for pair in pairs):
+        raise UserError(
+            f"{dataset_dir}: --unlabeled, and every volume has a label; leave the flag out"
+        )
     for pair in pairs:
-        for path in (*pair.images, pair.label):
+        for path in pair.files:
             if not path.is_file():
                 raise UserError(f"{path}: no such file, though dataset.json names {pair.name}")
     return sorted(pairs, key=lambda pair: _natural(pair.name))
@@ -161,34 +180,49 @@ def _natural(name: str) -> list:
 
 
 def _listed_pair(dataset_dir: Path, entry: object) -> Pair:
-    paths = []
-    for key in ("image", "label"):
-        value = entry.get(key) if isinstance(entry, dict) else None
-        if not isinstance(value, str) or volume_name(Path(value)) is None:
-            raise UserError(
-                f"{dataset_dir}/dataset.json: training has {quoted(str(entry))}; expected "
-                'pairs {"image": "./imagesTr/x.nii.gz", "label": "./labelsTr/x.nii.gz"}'
-            )
-        path = dataset_dir / value
-        if not path.resolve().is_relative_to(dataset_dir.resolve()):
-            raise UserError(
-                f"{dataset_dir}/dataset.json: {quoted(value)} leads out of the folder; "
-                "name files inside it"
-            )
-        paths.append(path)
-    return Pair(volume_name(paths[1]), (paths[0],), paths[1])
+    known = entry if isinstance(entry, dict) else {}
+    wanted = 'pairs {"image": "./imagesTr/x.nii.gz", "label": "./labelsTr/x.nii.gz"}'
+    image, label = (
+        _listed_file(dataset_dir, known.get(key), f"training has {quoted(str(entry))}", wanted)
+        for key in ("image", "label")
+    )
+    return Pair(volume_name(label), (image,), label)
 
 
-def _nnunet_pairs(dataset_dir: Path, content: Mapping) -> list[Pair]:
-    channels = content.get("channel_names") or {"0": ""}
+def _listed_image(dataset_dir: Path, entry: object) -> Pair:
+    value = entry.get("image") if isinstance(entry, dict) else entry
+    wanted = 'files "./imagesTs/x.nii.gz"'
+    image = _listed_file(dataset_dir, value, f"test has {quoted(str(entry))}", wanted)
+    return Pair(volume_name(image), (image,), None)
+
+
+def _listed_file(dataset_dir: Path, value: object, found: str, wanted: str) -> Path:
+    if not isinstance(value, str) or volume_name(Path(value)) is None:
+        raise UserError(f"{dataset_dir}/dataset.json: {found}; expected {wanted}")
+    path = dataset_dir / value
+    if not path.resolve().is_relative_to(dataset_dir.resolve()):
+        raise UserError(
+            f"{dataset_dir}/dataset.json: {quoted(value)} leads out of the folder; "
+            "name files inside it"
+        )
+    return path
+
+
+def _nnunet_pairs(dataset_dir: Path, content: Mapping, unlabeled: bool) -> list[Pair]:
+    channels = sorted(content.get("channel_names") or {"0": ""}, key=int)
     ending = content.get("file_ending", ".nii.gz")
-    pairs = []
-    for label in sorted((dataset_dir / "labelsTr").glob(f"*{ending}")):
-        name = volume_name(label)
-        if name is not None:
-            files = [f"{name}_{int(channel):04d}{ending}" for channel in sorted(channels, key=int)]
-            images = tuple(dataset_dir / "imagesTr" / file for file in files)
-            pairs.append(Pair(name, images, label))
+    endings = [f"_{int(channel):04d}{ending}" for channel in channels]
+
+    def images(name: str, folder: str) -> tuple[Path, ...]:
+        return tuple(dataset_dir / folder / f"{name}{end}" for end in endings)
+
+    labels = sorted((dataset_dir / "labelsTr").glob(f"*{ending}"))
+    named = {volume_name(label): label for label in labels if volume_name(label) is not None}
+    pairs = [Pair(name, images(name, "imagesTr"), label) for name, label in named.items()]
+    for folder in ("imagesTr", "imagesTs") if unlabeled else ():
+        files = sorted((dataset_dir / folder).glob(f"*{endings[0]}"))
+        names = [file.name.removesuffix(endings[0]) for file in files]
+        pairs += [Pair(name, images(name, folder), None) for name in names if name not in named]
     return pairs
 
 
@@ -203,7 +237,7 @@ def _read_description(dataset_dir: Path) -> dict:
     return known
 
 
-DATASET_KEYS = ("labels", "training", "modality", "channel_names", "file_ending", "name")
+DATASET_KEYS = ("labels", "training", "test", "modality", "channel_names", "file_ending", "name")
 
 
 def _read_facts(path: Path | None, names: list[str]) -> dict[str, dict[str, str]]:
@@ -267,8 +301,8 @@ def _convert_all(
 def _convert(pair: Pair, out: Path, labels: Labels, settings: Mapping) -> dict:
     """Write a volume's array; what volumes.csv says of it. `ValueError`: why it cannot be used."""
     images = [_named("image", path) for path in pair.images]
-    label = _named("label", pair.label)
-    for other in (*images[1:], label):
+    label = None if pair.label is None else _named("label", pair.label)
+    for other in (*images[1:], *([] if label is None else [label])):
         if other.shape != images[0].shape:
             raise ValueError(
                 f"shapes differ: {shape_text(images[0].shape)} and {shape_text(other.shape)}"
@@ -276,7 +310,9 @@ def _convert(pair: Pair, out: Path, labels: Labels, settings: Mapping) -> dict:
         if not np.allclose(other.affine, images[0].affine, atol=AFFINE_TOLERANCE):
             raise ValueError("the affines of its files differ: they do not lie on each other")
     data = np.concatenate([image.data for image in images])
-    classes = _classes(label, labels)
+    classes = np.zeros(data.shape[1:], np.float32)
+    if label is not None:
+        classes = _classes(label, labels)
     wanted = tuple(settings["spacing"])
     shape = resampled_shape(data.shape[1:], images[0].spacing, wanted)
     scale = float(np.percentile(np.abs(data[0]), 99.9))
@@ -288,13 +324,12 @@ def _convert(pair: Pair, out: Path, labels: Labels, settings: Mapping) -> dict:
     with atomic_write(out / ARRAYS / f"{pair.name}.npy") as file:
         np.save(file, array.astype(np.float16))
     resampled = shape != data.shape[1:]
+    counts = np.bincount(array[-1].astype(np.int64).ravel(), minlength=len(labels.names))
     return {
         "shape": shape_text(shape),
         "spacing": shape_text(wanted if resampled else images[0].spacing),
         "scale": scale,
-        "counts": np.bincount(
-            array[-1].astype(np.int64).ravel(), minlength=len(labels.names)
-        ).tolist(),
+        "counts": (counts if label is not None else 0 * counts).tolist(),  # 0: no label
         "bytes": array.size * 2,
     }
 
@@ -320,7 +355,7 @@ def _classes(label: Volume, labels: Labels) -> np.ndarray:
 
 def _stamp(pair: Pair) -> list[int]:
     """Size and time of a pair's files: what has changed is converted anew."""
-    stats = [path.stat() for path in (*pair.images, pair.label)]
+    stats = [path.stat() for path in pair.files]
     return [number for stat in stats for number in (stat.st_size, stat.st_mtime_ns)]
 
 
