@@ -1,7 +1,7 @@
 """Every command of README.md and of docs/howto-*.md is typed, on small data.
 
-PLAN has each of them, with the flags that make it small. A page whose commands are not those of
-PLAN fails: a new command wants an entry here, and its run.
+A page whose commands are not those of PLAN (tests/helpers/pages.py) fails: a new command wants an
+entry there, and its run. What howto-add-*.md add is tested in test_extending.py.
 """
 
 import os
@@ -20,122 +20,10 @@ from PIL import Image
 from dataloaders.phantom.files import write_dicom, write_png
 from dataloaders.phantom.patients import generate
 from dataloaders.prepare.isic import CLASSES
-from tasks.classification import Classification
-from tests.helpers.small_clients import CPU, make_args, make_dataset, make_network
+from tests.helpers.pages import IS_DRY, PARTITION_ISIC, PARTITION_RSNA, PLAN, RSNA, packages, page
 from tests.helpers.typed_commands import PROJECT, blocks_of, commands_of, type_command, type_here
 from tests.helpers.volumes import write_decathlon
 from utils.checkpoint import load_checkpoint
-from utils.tensors import copy_weights
-
-CSVS = (
-    "--csv_file_train {0}/training.csv --csv_file_val {0}/validation.csv "
-    "--csv_file_test {0}/testing.csv"
-)
-RSNA = f"--root_path data/rsna/images {CSVS.format('data/rsna')}"
-MY = f"--root_path my/images {CSVS.format('my')}"
-ISIC = f"--root_path data/isic/images {CSVS.format('data/isic')}"
-SMALL = "--pretrained 0 --image_size 32 --batch_size 8 --num_users 4 --progress 0"
-DEMO = "--rounds 1 --join_epoch -1 --image_size 32 --phantom_patients 24 --num_users 3"
-DRY = "--dry_run --pretrained 0"
-HIPPOCAMPUS = "--preset hippocampus --volumes data/hippocampus"
-SMALL_VOLUMES = "--patch_size 8 8 8 --unet_channels 2 4 --num_users 4 --progress 0"
-SMALL_DRY = "--dry_run --pretrained 0 --image_size 32"  # it measures steps
-PREPARE_RSNA = (
-    "python -m dataloaders.prepare rsna --dicom_dir stage_2_train --labels stage_2_train.csv "
-    "--out data/rsna --size 224"
-)
-PARTITION_RSNA = (
-    "python -m dataloaders.partition data/rsna/labels.csv --out data/rsna --group PatientID "
-    "--single_label --limit 25000"
-)
-PARTITION_ISIC = (
-    "python -m dataloaders.partition data/isic/labels.csv --out data/isic --group lesion_id"
-)
-TRAIN_RSNA = f"python train_main.py --preset paper {RSNA}"
-IS_DRY = f"python train_main.py --preset paper --dry_run {RSNA}"
-
-# page -> command -> flags that are added to it
-PLAN = {
-    "README.md": {
-        "make demo": "",
-        "make demo-3d": "",
-        "make test": "",
-        "make demo PYTHON=python3 VENV=": "",
-        PREPARE_RSNA: "--size 32 --workers 1",
-        PARTITION_RSNA: "",
-        IS_DRY: "--pretrained 0 --image_size 32",
-        # The one round that makes the checkpoint which the next commands name.
-        TRAIN_RSNA: f"{SMALL} --start_epoch 99 --run_dir runs/NAME",
-        "python train_main.py --resume runs/NAME": "",
-        "python test.py --resume runs/NAME": "",
-        "python test.py --resume runs/NAME --predict scans": "--workers 0",
-        "python -m utils.tables runs/*/log.txt": "",
-        "python reproduce.py table1": DRY,
-        "python train_main.py --help": "",
-    },
-    "CONTRIBUTING.md": {"make test": "", "make test-flower": ""},
-    "docs/howto-your-own-csv.md": {
-        "python -m dataloaders.partition my/labels.csv --out my --group PatientID": "",
-        f"python train_main.py --preset paper --dry_run {MY}": "--pretrained 0 --image_size 32",
-        "python test.py --resume runs/MINE/checkpoints/epoch_99.pth --root_path my/images "
-        "--csv_file_test my/testing.csv --csv_file_val my/validation.csv --threshold youden": "",
-        "python -m utils.metrics runs/MINE/tests/epoch_99-testing/predictions_test.csv "
-        "--threshold 0.5": "",
-        "python train_main.py --preset paper --partition dirichlet --dirichlet_alpha 0.3 "
-        + MY: f"{SMALL_DRY} --num_users 4",
-        "python train_main.py --preset paper --partition site --num_users 2 --num_labeled 1 "
-        + MY: SMALL_DRY,
-    },
-    "docs/howto-rsna.md": {
-        PREPARE_RSNA: "--size 32 --workers 1",
-        PARTITION_RSNA: "",
-        f"python reproduce.py table1 --preset paper --dry_run {RSNA}": "--pretrained 0",
-        TRAIN_RSNA: SMALL_DRY,
-    },
-    "docs/howto-isic.md": {
-        "python -m dataloaders.prepare isic --labels ISIC2018_Task3_Training_GroundTruth.csv "
-        "--metadata HAM10000_metadata.csv --image_dir ISIC2018_Task3_Training_Input "
-        "--out data/isic": "--size 32 --workers 1",
-        PARTITION_ISIC: "",
-        f"python train_main.py --preset paper-skin {ISIC}": f"{SMALL_DRY} --num_users 4",
-        "python train_main.py --preset paper-skin --partition site --num_users 4 --num_labeled 2 "
-        + ISIC: SMALL_DRY,
-        f"python reproduce.py table1 --preset paper-skin {ISIC}": DRY,
-    },
-    "docs/howto-dicom-to-predictions.md": {
-        "python test.py --resume runs/NAME/checkpoints/epoch_99.pth --dicom scans": "--workers 0",
-        "python test.py --resume released.pth --dicom scans --image_size 224 --window triple "
-        "--size 128 --class_names epidural intraparenchymal intraventricular subarachnoid "
-        "subdural": "--workers 0 --image_size 32",
-    },
-    "docs/howto-predict.md": {
-        "python test.py --resume runs/NAME --predict scans": "--workers 0",
-        "python test.py --resume runs/NAME --predict my/unlabelled.csv --root_path my/images "
-        "--gradcam": "--workers 0 --unlike predict",
-    },
-    "docs/howto-decathlon.md": {
-        "make demo-3d": "",
-        "python -m dataloaders.prepare decathlon --dataset_dir Task04_Hippocampus "
-        "--out data/hippocampus": "",
-        f"python train_main.py {HIPPOCAMPUS} --dry_run": SMALL_VOLUMES,
-        f"python train_main.py {HIPPOCAMPUS}": f"{SMALL_VOLUMES} --rounds 1 --run_dir runs/NAME",
-        "python test.py --resume runs/NAME": "",
-        "python test.py --resume runs/NAME --predict Task04_Hippocampus/imagesTr": "",
-        "python reproduce.py hippocampus --volumes data/hippocampus": DRY,
-        "python reproduce.py hippocampus_labels --volumes data/hippocampus": DRY,
-    },
-    "docs/howto-add-a-method.md": {
-        "python train_main.py --preset demo --method fed_entropy": DEMO,
-    },
-}
-
-
-def page(name: str) -> str:
-    return (PROJECT / name).read_text(encoding="utf-8")
-
-
-def packages() -> list[Path]:
-    return [path.parent for path in PROJECT.glob("*/__init__.py")]
 
 
 @pytest.fixture(scope="module")
@@ -325,53 +213,3 @@ def test_how_to_segment_volumes(place, tmp_path):
     assert len(list(predicted.glob("case_*.nii.gz"))) == 24
     plans = [line for command, line in printed.items() if "reproduce" in command]
     assert ["0 of 15 runs" in plans[0], "0 of 24 runs" in plans[1]] == [True, True]
-
-
-@pytest.fixture(scope="module")
-def method(tmp_path_factory):
-    """A copy of the programs with the method of the how-to added as it says."""
-    folder = tmp_path_factory.mktemp("method")
-    for path in PROJECT.glob("*.py"):
-        shutil.copy2(path, folder)
-    for path in packages():
-        shutil.copytree(path, folder / path.name)
-    text = page("docs/howto-add-a-method.md")
-    (code,) = blocks_of(text, "python")
-    (folder / "methods/entropy.py").write_text(code)
-    for change in blocks_of(text, "diff"):
-        first, *lines = change.splitlines()
-        program = folder / first.removeprefix("--- ")
-        old, new = ("\n".join(line[1:] for line in lines if line[0] == sign) for sign in ("-", "+"))
-        assert program.read_text().count(old) == 1, f"{program.name} has no longer the line {old}"
-        program.write_text(program.read_text().replace(old, new))
-    return folder
-
-
-def test_how_to_add_a_method(method):
-    """Its run is that of `make demo` but for the method."""
-    (command,) = PLAN["docs/howto-add-a-method.md"]
-    printed = type_command(f"{command} {DEMO} --run_dir runs/entropy", method)
-    assert "Semi-Supervised Client: 2" in printed
-    assert "generating head CT" in printed
-    assert "done: runs/entropy/REPORT.md" in printed
-
-
-def test_the_added_method_reads_no_labels(method):
-    scope = {}
-    exec((method / "methods/entropy.py").read_text(), scope)  # noqa: S102
-    net, results = make_network(), []
-    weights = copy_weights(net)
-    for labels in (0, 1):
-        dataset = make_dataset()
-        dataset.labels = torch.full_like(dataset.labels, labels)
-        client = scope["EntropyLocalUpdate"](
-            make_args("paper"), dataset, torch.arange(8), 2, Classification()
-        )
-        results.append(client.train(net.to(CPU), weights, 3, {}))
-    assert results[0].stats["loss"] == results[1].stats["loss"] > 0
-    for name, value in results[0].weights.items():
-        assert torch.equal(value, results[1].weights[name])
-    assert not torch.equal(
-        results[0].weights["densenet121.classifier.0.weight"],
-        weights["densenet121.classifier.0.weight"],
-    )
