@@ -168,6 +168,11 @@ def check_options(args: argparse.Namespace) -> None:
                 "--volumes is missing: the folder that `python -m dataloaders.prepare decathlon` "
                 "made; python train_main.py --preset demo-3d needs no data of yours"
             )
+        if args.engine == "sites" and args.csv_file_test is None:
+            raise UserError(
+                "--csv_file_test is missing: the server's own volumes to test on, a CSV like "
+                "volumes.csv"
+            )
         return
     train = () if args.engine == "sites" else ("csv_file_train",)
     for name in ("root_path", *train, "csv_file_test"):
@@ -219,10 +224,6 @@ def _check_task(args: argparse.Namespace) -> None:
         raise UserError(
             f"--task {args.task} --network {args.network}: volumes are segmented by unet3d, images "
             "classified by densenet121 or resnet18"
-        )
-    if segmentation and args.engine == "sites":
-        raise UserError(
-            "--engine sites: reads images alone; train on volumes with --engine loop or flower"
         )
     if args.norm == "group" and segmentation:
         raise UserError("--norm group: the 3D U-Net has instance norm; leave it out")

@@ -11,13 +11,17 @@ import torch
 from flwr.app import ConfigRecord, Context
 
 from dataloaders.dataset import ImageDataset, load_dataset
+from dataloaders.federated_volumes import refuse_unlabeled
+from dataloaders.patches import VolumeDataset
 from dataloaders.table import read_table, read_unlabeled_table
+from dataloaders.volumes import TABLE_FILE, open_volumes, read_volumes
 from deploy.messages import unpack_flags
 from options import RELATION_MIN_AT_SITES
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.errors import UserError
 
-NODE_KEYS = ("partition-id", "labeled", "csv", "images", "memory")
+NODE_KEYS = ("partition-id", "labeled", "memory")
+DATA_KEYS = {"classification": ("csv", "images"), "segmentation": ("volumes",)}
 
 
 class Stop(Protocol):
@@ -28,14 +32,14 @@ class Stop(Protocol):
 
 
 class Site(NamedTuple):
-    """One client at its own place: flags, number, images (rows `indices` of `dataset`), a folder
+    """One client at its own place: flags, number, data (rows `indices` of `dataset`), a folder
     for what it remembers between rounds, the device it trains on, as `--gpu` takes it, and what
     ends its training at the next step once it `is_set`."""
 
     args: Namespace
     client: int
     labeled: bool
-    dataset: ImageDataset
+    dataset: ImageDataset | VolumeDataset
     indices: torch.Tensor
     memory: Path
     gpu: str
@@ -81,27 +85,41 @@ def own_site(context: Context, task: ConfigRecord) -> Site:
     """The site that a SuperNode's own configuration describes (`--node-config`).
 
     partition-id: the client's number. labeled: whether it trains on labels. csv, images: its
-    table and its folder of images. memory: a folder of its own to write to. gpu: optional, as
+    table and its folder of images; volumes: its folder of `dataloaders.prepare decathlon`, of
+    which csv, optional then, lists some. memory: a folder of its own to write to. gpu: optional, as
     `--gpu`. relation-min-samples: optional, what the site insists on whatever the server's flag
     of that name asks for. Raises `UserError` for a key that is missing and for classes other than
     the server's.
     """
-    config = context.node_config
-    if missing := [key for key in NODE_KEYS if key not in config]:
-        raise UserError(f"--node-config: {missing[0]} is missing; give {' '.join(NODE_KEYS)}")
-    args = unpack_flags(task["flags"])
+    config, args = context.node_config, unpack_flags(task["flags"])
+    wanted = NODE_KEYS + DATA_KEYS[args.task]
+    if missing := [key for key in wanted if key not in config]:
+        raise UserError(f"--node-config: {missing[0]} is missing; give {' '.join(wanted)}")
     insisted = int(config.get("relation-min-samples", RELATION_MIN_AT_SITES))
     args.relation_min_samples = max(insisted, args.relation_min_samples)
     labeled, memory = bool(config["labeled"]), Path(str(config["memory"]))
-    dataset = site_images(
-        Path(str(config["csv"])),
-        Path(str(config["images"])),
-        tuple(task["class_names"]),
-        labeled,
-        (args.label_uncertainty, args.multi_label),
-        args.image_size,
-        memory / "images",
-    )
+    class_names = tuple(task["class_names"])
+    csv = Path(str(config["csv"])) if "csv" in config else None
+    if args.task == "segmentation":
+        dataset = site_volumes(
+            Path(str(config["volumes"])),
+            csv,
+            class_names,
+            labeled,
+            args.channels,
+            tuple(args.patch_size),
+            args.foreground,
+        )
+    else:
+        dataset = site_images(
+            csv,
+            Path(str(config["images"])),
+            class_names,
+            labeled,
+            (args.label_uncertainty, args.multi_label),
+            args.image_size,
+            memory / "images",
+        )
     return Site(
         args,
         int(config["partition-id"]),
@@ -126,9 +144,35 @@ def site_images(
 ) -> ImageDataset:
     """A site's images, decoded once into `cache`."""
     table = read_table(csv, *label_rules) if labeled else read_unlabeled_table(csv, class_names)
-    if table.class_names != class_names:
-        raise UserError(
-            f"{csv} line 1: the classes are {', '.join(table.class_names)}, "
-            f"the server's are {', '.join(class_names)}"
-        )
+    _refuse_other_classes(csv, table.class_names, class_names)
     return load_dataset(table, images, image_size, "auto", cache, print)
+
+
+@lru_cache(maxsize=1)
+def site_volumes(
+    folder: Path,
+    csv: Path | None,
+    class_names: tuple[str, ...],
+    labeled: bool,
+    channels: int,
+    patch_size: tuple[int, int, int],
+    foreground: float,
+) -> VolumeDataset:
+    """A site's volumes, mapped from their files: those that `csv` lists, by default all."""
+    source = csv or folder / TABLE_FILE
+    table = read_volumes(source)
+    _refuse_other_classes(source, table.class_names, class_names)
+    if labeled:
+        refuse_unlabeled(table, "at a site with labels")
+    dataset = VolumeDataset(open_volumes(folder, table), table, patch_size, foreground)
+    if (found := dataset.input_shape[0]) != channels:
+        raise UserError(f"{folder}: volumes of {found} channels, the server's have {channels}")
+    return dataset
+
+
+def _refuse_other_classes(source: Path, found: tuple[str, ...], wanted: tuple[str, ...]) -> None:
+    if found != wanted:
+        raise UserError(
+            f"{source} line 1: the classes are {', '.join(found)}, "
+            f"the server's are {', '.join(wanted)}"
+        )

@@ -42,10 +42,14 @@ class LocalGrid:
         answers = [self.answer(message) for message in messages]
         return [answer for answer in answers if answer is not None]
 
+    def config_of(self, node: int) -> dict:
+        """What the node's own configuration says."""
+        return {"partition-id": self.nodes[node]}
+
     def answer(self, message: Message) -> Message | None:
         message.metadata.__dict__["_message_id"] = str(uuid.uuid4())
         node = message.metadata.dst_node_id
-        context = Context(0, node, {"partition-id": self.nodes[node]}, RecordDict(), {})
+        context = Context(0, node, self.config_of(node), RecordDict(), {})
         try:
             answer = self.app(message, context)
         except Exception as error:

@@ -138,7 +138,7 @@ def test_volumes_of_other_channels_or_too_few_are_refused_by_flag(prepared, tmp_
     assert "--channels 2: the volumes in" in refused(train(*flags, "--channels", 2))
     assert "is no multiple of 2" in refused(train(*flags, "--patch_size", 8, 8, 7))
     assert "--num_users 9: there are" in refused(train(*flags, "--num_users", 9))
-    assert "--engine sites: reads images alone" in refused(train(*flags, "--engine", "sites"))
+    assert "--csv_file_test is missing" in refused(train(*flags, "--engine", "sites"))
     assert not (tmp_path / "run").exists()
 
 
