@@ -8,13 +8,12 @@ import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from dataloaders.columns import quoted, read_csv_text
+from dataloaders.columns import read_csv_text
 from dataloaders.nifti import (
     AFFINE_TOLERANCE,
     CT_WINDOW,
@@ -24,48 +23,22 @@ from dataloaders.nifti import (
     read_nifti,
     resample,
     resampled_shape,
-    volume_name,
 )
-from dataloaders.volumes import ARRAYS, FACTS, TABLE_FILE, shape_text
+from dataloaders.prepare.decathlon_files import (
+    Labels,
+    Pair,
+    find_modality,
+    find_pairs,
+    read_description,
+    read_labels,
+)
+from dataloaders.volumes import ARRAYS, TABLE_FILE, shape_text
 from utils.errors import UserError
 from utils.files import FolderLock, atomic_write, sweep_temporary_files, write_text
 from utils.json_files import read_json
-from utils.schema import anything, mapping, record, text
 from utils.table_files import to_csv
 
-DATASET_FILE = record(
-    {"labels": mapping(text(100), anything, largest=256)},
-    {
-        "training": anything,
-        "test": anything,
-        "modality": mapping(text(20), text(100), largest=64),
-        "channel_names": mapping(text(20), text(100), largest=64),
-        "file_ending": text(20),
-        "name": text(200),
-    },
-)
 SITE_GAP = 0.3  # decades between the intensities of two sites: a factor of two
-
-
-class Pair(NamedTuple):
-    """A volume: its name, the files of its channels (one file may hold several) and its label, None
-    where nobody drew one."""
-
-    name: str
-    images: tuple[Path, ...]
-    label: Path | None
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """All of them."""
-        return self.images if self.label is None else (*self.images, self.label)
-
-
-class Labels(NamedTuple):
-    """names: classes, background first. values: the number of each in the label files."""
-
-    names: tuple[str, ...]
-    values: tuple[int, ...]
 
 
 def prepare_decathlon(
@@ -85,7 +58,7 @@ def prepare_decathlon(
     dataset.json says. `UserError` for what cannot be used, and where more than `max_bad` volumes
     were rejected: then there is no volumes.csv.
     """
-    content = _read_description(dataset_dir)
+    content = read_description(dataset_dir)
     labels = read_labels(dataset_dir, content["labels"])
     pairs = find_pairs(dataset_dir, content, unlabeled)
     known = _read_facts(facts, [pair.name for pair in pairs])
@@ -111,133 +84,6 @@ def prepare_decathlon(
     without = sum(not any(row["counts"]) for row in rows)
     said = f", {without} of them without labels" if without else ""
     print(f"{len(rows)} volumes in {out / TABLE_FILE}{said}, {len(dict(rejected))} rejected")
-
-
-def read_labels(dataset_dir: Path, content: Mapping) -> Labels:
-    """Of dataset.json: MSD's number -> name, or nnU-Net's name -> number."""
-    pairs = []
-    for key, value in content.items():
-        number, name = (key, value) if str(key).isdecimal() else (value, key)
-        if not str(number).isdecimal() or not isinstance(name, str) or int(number) > 255:
-            raise UserError(
-                f"{dataset_dir}/dataset.json: labels: {quoted(str(key))}: {quoted(str(value))}; "
-                "give numbers from 0 to 255 and names (regions of nnU-Net are not supported)"
-            )
-        pairs.append((int(number), name))
-    values, names = zip(*sorted(pairs), strict=True)
-    bad = [name for name in names if not name or name in FACTS or set(name) & set(",\"'\r\n")]
-    if values[0] != 0 or len(set(values)) < len(values) or len(set(names)) < len(names) or bad:
-        raise UserError(
-            f"{dataset_dir}/dataset.json: labels must name 0, the background, and every other "
-            f"number once, by names that a CSV's header can hold; it has {dict(pairs)}"
-        )
-    if len(values) < 2:
-        raise UserError(f"{dataset_dir}/dataset.json: labels name no structure, only background")
-    return Labels(names, values)
-
-
-def find_modality(content: Mapping) -> str:
-    """ "ct" where dataset.json says that every channel is CT, else "mr"."""
-    channels = content.get("channel_names") or content.get("modality") or {}
-    return "ct" if channels and all(name.lower() == "ct" for name in channels.values()) else "mr"
-
-
-def find_pairs(dataset_dir: Path, content: Mapping, unlabeled: bool = False) -> list[Pair]:
-    """The labelled volumes in the order of their names' numbers; with `unlabeled` the others, too.
-
-    MSD lists both, as "training" and "test"; of nnU-Net's dialect the labelled ones are the files
-    of labelsTr, and the others what else is in imagesTr and imagesTs. `UserError` for a path that
-    leads out of the folder and for files that are not there.
-    """
-    if content.get("training"):
-        pairs = [_listed_pair(dataset_dir, entry) for entry in content["training"]]
-        listed = content.get("test") or [] if unlabeled else []
-        pairs += [_listed_image(dataset_dir, entry) for entry in listed]
-    else:
-        pairs = _nnunet_pairs(dataset_dir, content, unlabeled)
-    names = [pair.name for pair in pairs]
-    labeled = any(pair.label is not None for pair in pairs)
-    if not labeled or len(set(names)) < len(names):
-        raise UserError(
-            f"{dataset_dir}: {'two volumes of one name' if labeled else 'no labelled volumes'}; "
-            "give a folder with dataset.json, imagesTr and labelsTr"
-        )
-    if unlabeled and all(pair.label is not None for pair in pairs):
-        raise UserError(
-            f"{dataset_dir}: --unlabeled, and every volume has a label; leave the flag out"
-        )
-    for pair in pairs:
-        for path in pair.files:
-            if not path.is_file():
-                raise UserError(f"{path}: no such file, though dataset.json names {pair.name}")
-    return sorted(pairs, key=lambda pair: _natural(pair.name))
-
-
-def _natural(name: str) -> list:
-    """A sorting key that takes x_9 before x_10."""
-    digits = "".join(c if c.isdecimal() else " " for c in name).split()
-    return [[int(part) for part in digits], name]
-
-
-def _listed_pair(dataset_dir: Path, entry: object) -> Pair:
-    known = entry if isinstance(entry, dict) else {}
-    wanted = 'pairs {"image": "./imagesTr/x.nii.gz", "label": "./labelsTr/x.nii.gz"}'
-    image, label = (
-        _listed_file(dataset_dir, known.get(key), f"training has {quoted(str(entry))}", wanted)
-        for key in ("image", "label")
-    )
-    return Pair(volume_name(label), (image,), label)
-
-
-def _listed_image(dataset_dir: Path, entry: object) -> Pair:
-    value = entry.get("image") if isinstance(entry, dict) else entry
-    wanted = 'files "./imagesTs/x.nii.gz"'
-    image = _listed_file(dataset_dir, value, f"test has {quoted(str(entry))}", wanted)
-    return Pair(volume_name(image), (image,), None)
-
-
-def _listed_file(dataset_dir: Path, value: object, found: str, wanted: str) -> Path:
-    if not isinstance(value, str) or volume_name(Path(value)) is None:
-        raise UserError(f"{dataset_dir}/dataset.json: {found}; expected {wanted}")
-    path = dataset_dir / value
-    if not path.resolve().is_relative_to(dataset_dir.resolve()):
-        raise UserError(
-            f"{dataset_dir}/dataset.json: {quoted(value)} leads out of the folder; "
-            "name files inside it"
-        )
-    return path
-
-
-def _nnunet_pairs(dataset_dir: Path, content: Mapping, unlabeled: bool) -> list[Pair]:
-    channels = sorted(content.get("channel_names") or {"0": ""}, key=int)
-    ending = content.get("file_ending", ".nii.gz")
-    endings = [f"_{int(channel):04d}{ending}" for channel in channels]
-
-    def images(name: str, folder: str) -> tuple[Path, ...]:
-        return tuple(dataset_dir / folder / f"{name}{end}" for end in endings)
-
-    labels = sorted((dataset_dir / "labelsTr").glob(f"*{ending}"))
-    named = {volume_name(label): label for label in labels if volume_name(label) is not None}
-    pairs = [Pair(name, images(name, "imagesTr"), label) for name, label in named.items()]
-    for folder in ("imagesTr", "imagesTs") if unlabeled else ():
-        files = sorted((dataset_dir / folder).glob(f"*{endings[0]}"))
-        names = [file.name.removesuffix(endings[0]) for file in files]
-        pairs += [Pair(name, images(name, folder), None) for name in names if name not in named]
-    return pairs
-
-
-def _read_description(dataset_dir: Path) -> dict:
-    advice = "give the folder of a Decathlon task, which has dataset.json"
-    content = read_json(dataset_dir / "dataset.json", check=anything, advice=advice)
-    known = {key: content[key] for key in DATASET_KEYS if key in content}
-    try:
-        DATASET_FILE(known, "")
-    except ValueError as error:
-        raise UserError(f"{dataset_dir}/dataset.json: {error}; {advice}") from None
-    return known
-
-
-DATASET_KEYS = ("labels", "training", "test", "modality", "channel_names", "file_ending", "name")
 
 
 def _read_facts(path: Path | None, names: list[str]) -> dict[str, dict[str, str]]:
