@@ -200,6 +200,11 @@ def check_values(args: argparse.Namespace) -> None:
             f"--compile {args.compile}: clients of --engine {args.engine} train uncompiled; "
             "leave it out"
         )
+    if args.state_every != 1 and args.engine != "loop":
+        raise UserError(
+            f"--state_every {args.state_every}: only with --engine loop; clients elsewhere "
+            "remember their last two rounds alone"
+        )
     if args.dp_clip and args.engine == "loop":
         raise UserError(f"--dp_clip {args.dp_clip:g}: only with --engine flower or at sites")
     stops = 0 < args.labeled_stop < args.rounds * args.local_ep

@@ -50,6 +50,8 @@ from utils.logger import Curves, RunLog, write_rows
 from utils.plots.runs import rebuild_figures
 from utils.tables import log_lines
 
+SECONDS_BETWEEN_STATES = 60.0  # where --state_every goes by the clock
+
 
 class Run:
     """The folder of one run. `restore`, then `begin`, then rounds, then `finish`, then `close`."""
@@ -69,6 +71,8 @@ class Run:
         self.exchange: Exchange | None = None  # likewise
         self.curves: Curves | None = None
         self.log = RunLog()
+        self.unsaved: RunState | None = None  # of the last round, where --state_every left it out
+        self.saved_at = time.monotonic()
         self.costs: list[float] = []  # of each round beside the others, from `begin` on
 
     def say(self, text: str) -> None:
@@ -83,7 +87,10 @@ class Run:
         if self.args.engine == "sites":
             flags = shlex.join(["--resume", str(self.folder)])
             command = shlex.join(["flwr", "run", ".", "--run-config", f"flags={json.dumps(flags)}"])
-        return f"finished rounds are kept: go on with {command}"
+        kept = "finished rounds are kept"
+        if self.unsaved is not None:
+            kept = f"rounds are kept up to the last state (--state_every {self.args.state_every})"
+        return f"{kept}: go on with {command}"
 
     def close(self) -> None:
         """Close the log, the curves and the clients' files, and let others into the folder."""
@@ -207,10 +214,19 @@ class Run:
 
     def start_round(self, round: int, active: Sequence[LocalUpdate]) -> float:
         """Open the round in the log and on the terminal; the time it began."""
+        self.store.saving = self._is_saved(round)
         title = f"round {round + 1}/{self.args.rounds}" if self.args.progress else None
         self.log.record(log_lines.begin_round_lines(round))
         self.exchange.start_round(active, [row["clients_skipped"] for row in self.history], title)
         return time.perf_counter()
+
+    def _is_saved(self, round: int) -> bool:
+        """Whether a state is kept of after this round."""
+        if round + 1 == self.args.rounds:
+            return True
+        if self.args.state_every:
+            return (round + 1) % self.args.state_every == 0
+        return time.monotonic() - self.saved_at > SECONDS_BETWEEN_STATES
 
     def finish_round(
         self,
@@ -260,16 +276,20 @@ class Run:
         """The weights alone every `save_every`, then the state: it is what makes a round final."""
         if last or progress.next_round % self.args.save_every == 0:
             self._save_weights(progress.weights, data, progress.next_round - 1)
-        self.states.save(
-            RunState(
-                progress,
-                self.server.state_dict(),
-                self.history,
-                self.matrices,
-                self.identity,
-                lasting_flags(self.args),
-            )
+        self.unsaved = RunState(
+            progress,
+            self.server.state_dict(),
+            self.history,
+            self.matrices,
+            self.identity,
+            lasting_flags(self.args),
         )
+        if self.store.saving:
+            self._save_state()
+
+    def _save_state(self) -> None:
+        self.states.save(self.unsaved)
+        self.unsaved, self.saved_at = None, time.monotonic()
 
     def _save_weights(
         self, weights: dict[str, torch.Tensor], data: FederatedData, round: int
@@ -309,6 +329,8 @@ class Run:
 
         What the clients remember goes where `--keep_state 0` was given.
         """
+        if self.unsaved is not None:  # the run ended early, between two of --state_every
+            self._save_state()
         net.load_state_dict(weights)
         round = self.history[-1]["round"]
         checkpoint = self._checkpoint(round)

@@ -50,7 +50,9 @@ class ClientStore:
     """The states of all clients, in `folder` and, as `placement` says, in memory.
 
     placement: "device" keeps them where training left them, "host" in main memory, "disk" only in
-    their files. One thread writes; a failure to write is raised by the next call.
+    their files. One thread writes; a failure to write is raised by the next call. What is
+    remembered while `saving` is off goes to the disk with the next `flush`, unless that is its only
+    place.
     """
 
     def __init__(self, folder: Path, placement: str):
@@ -58,6 +60,8 @@ class ClientStore:
         self.placement = placement
         self.files: dict[int, StoredFile] = {}
         self._memory: dict[int, dict] = {}
+        self.saving = True
+        self._unsaved: dict[int, int] = {}  # client -> the round of what it remembers
         self._writes: dict[int, Future] = {}
         self._uncommitted: set[str] = set()
         self._free_places = BoundedSemaphore(WAITING_STATES)
@@ -70,9 +74,18 @@ class ClientStore:
                 result_of(write)
         if self.placement != "disk":
             self._memory[client] = state
+        if self.saving or self.placement == "disk":
+            self._unsaved.pop(client, None)
+            self._submit(self._write, client, round, state)
+            return
+        self._unsaved[client] = round
+        if self.placement == "host":
+            self._submit(self._move, client, state)
+
+    def _submit(self, work: Callable, client: int, *arguments) -> None:
         with held():
             self._free_places.acquire()
-        self._writes[client] = self._writer.submit(self._write, client, round, state)
+        self._writes[client] = self._writer.submit(self._then_free, work, client, *arguments)
 
     def recall(self, client: int) -> dict | None:
         """What was last remembered of the client, or None; not to be changed in place."""
@@ -90,6 +103,9 @@ class ClientStore:
 
     def flush(self) -> dict[int, StoredFile]:
         """Wait until everything is on the disk; each client's newest file."""
+        for client, round in self._unsaved.items():
+            self._submit(self._write, client, round, self.recall(client))
+        self._unsaved.clear()
         for write in self._writes.values():
             result_of(write)
         self._writes.clear()
@@ -102,6 +118,7 @@ class ClientStore:
             verify_checkpoint(self.folder / name, digest)
         self.files = stored
         self._memory.clear()
+        self._unsaved.clear()
 
     def commit(self, kept: Iterable[str]) -> None:
         """A round is final: remove every file whose name is not among `kept`."""
@@ -117,19 +134,29 @@ class ClientStore:
         for name in self._uncommitted:
             (self.folder / name).unlink(missing_ok=True)
 
-    def _write(self, client: int, round: int, state: dict) -> None:
+    def _then_free(self, work: Callable, *arguments) -> None:
         try:
-            state = to_host(state)
-            name = f"client_{client}_{round:06d}.pth"
-            self._uncommitted.add(name)
-            digest = save_checkpoint(
-                self.folder / name, {"client": client, "round": round, "memory": state}
-            )
-            self.files[client] = StoredFile(name, digest)
-            if self.placement == "host":
-                self._memory[client] = state
+            work(*arguments)
         finally:
             self._free_places.release()
+
+    def _move(self, client: int, state: dict) -> None:
+        self._memory[client] = to_host(state)
+
+    def _write(self, client: int, round: int, state: dict) -> None:
+        state = to_host(state)
+        name = f"client_{client}_{round:06d}.pth"
+        before = self.files.get(client)
+        self._uncommitted.add(name)
+        digest = save_checkpoint(
+            self.folder / name, {"client": client, "round": round, "memory": state}
+        )
+        self.files[client] = StoredFile(name, digest)
+        if before is not None and before.name in self._uncommitted - {name}:
+            self._uncommitted.remove(before.name)  # of a round that no state is of
+            (self.folder / before.name).unlink(missing_ok=True)
+        if self.placement == "host":
+            self._memory[client] = state
 
 
 def choose_placement(

@@ -97,6 +97,14 @@ RUNNING = (
         FREE,
     ),
     number(
+        "state_every",
+        1,
+        (0, 1_000_000),
+        "rounds between states that a run goes on from; 0: one a minute. What was trained since "
+        "the last is trained again after a stop, with the same bits",
+        FREE,
+    ),
+    number(
         "keep_rounds",
         2,
         (2, 1_000_000),
