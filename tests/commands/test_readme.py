@@ -4,6 +4,7 @@ A page whose commands are not those of PLAN (tests/helpers/pages.py) fails: a ne
 entry there, and its run. What howto-add-*.md add is tested in test_extending.py.
 """
 
+import json
 import os
 import re
 import shlex
@@ -61,6 +62,17 @@ def write_skin_lesions(folder: Path) -> None:
         metadata.append(f"HAM_{lesion:07d},{name},{about}")
     (folder / "ISIC2018_Task3_Training_GroundTruth.csv").write_text("\n".join(truth) + "\n")
     (folder / "HAM10000_metadata.csv").write_text("\n".join(metadata) + "\n")
+    write_published_lists(folder / "published", truth)
+
+
+def write_published_lists(folder: Path, truth: list[str]) -> None:
+    """A study's three lists and four clients, from the lines of the ground truth."""
+    folder.mkdir()
+    header, *rows = [line.replace("image,", "ImageID,", 1).replace(".0", "") for line in truth]
+    for name, part in (("train", rows[:40]), ("validation", rows[40:48]), ("test", rows[40:])):
+        (folder / f"{name}.csv").write_text("\n".join([header, *part]) + "\n")
+    clients = {str(client): list(range(client, 40, 4)) for client in range(4)}
+    (folder / "train_clients.json").write_text(json.dumps(clients))
 
 
 def run_page(name: str, place: Path) -> dict[str, str]:
@@ -173,6 +185,9 @@ def test_how_to_go_from_kaggle_to_table_1(readme, place):
 def test_how_to_use_isic(place):
     printed = run_page("docs/howto-isic.md", place)
     assert "shared between the sets: 0 of 28" in printed[PARTITION_ISIC]
+    of_lists = [text for command, text in printed.items() if "--split published" in command]
+    assert "clients: the lists of published" in of_lists[0]
+    assert "8 of 16 test images by name" in of_lists[0]
 
 
 def test_how_to_go_from_dicom_to_predictions(readme, place):

@@ -79,6 +79,11 @@ PLAN = {
         "python train_main.py --preset paper-skin --partition site --num_users 4 --num_labeled 2 "
         + ISIC: SMALL_DRY,
         f"python reproduce.py table1 --preset paper-skin {ISIC}": DRY,
+        f"python reproduce.py rates {ISIC}": DRY,
+        f"python reproduce.py rivals --report last4 {ISIC}": DRY,
+        "python train_main.py --preset paper-skin --split published --root_path data/isic/images": (
+            SMALL_DRY
+        ),
     },
     "docs/howto-dicom-to-predictions.md": {
         "python test.py --resume runs/NAME/checkpoints/epoch_99.pth --dicom scans": "--workers 0",
