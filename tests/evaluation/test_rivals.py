@@ -62,4 +62,5 @@ def test_all_rows_but_the_bounds_share_one_weight_of_the_labelled():
     settings = ITEMS["rivals"].settings
     methods = [setting.method for setting in settings]
     assert methods[:2] == ["fedavg", "fedavg"] and len(set(methods[2:])) == len(methods[2:]) == 6
-    assert {setting.extra for setting in settings[2:]} == {(("labeled_weight", 4.0),)}
+    assert all(setting.extra[0] == ("labeled_weight", 4.0) for setting in settings[2:])
+    assert [setting.method for setting in settings[2:] if setting.extra[1:]] == ["rscfed"]
