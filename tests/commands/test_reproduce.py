@@ -1,147 +1,19 @@
-"""reproduce.py with a stand-in for train_main.py that writes the run folder without training."""
+"""Which runs reproduce.py starts, goes on with, takes as they are or refuses."""
 
-import csv
 import json
-import math
 import os
 import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 import reproduce
-from options import build_parser
 from paper import plan
-from paper.comparison import nearest_rounds, reported_rows
-from paper.published import ITEMS, METHOD_TITLES, PAPER, SLIDES, gap_closed
 from tests.helpers import PROJECT
+from tests.helpers.reproduced import FLAGS
 from utils.errors import UserError
-from utils.plots import style as figures
-from utils.plots.runs import read_metrics
-
-ROUNDS = 4
-# Values that the tests count on, whatever the preset says.
-FLAGS = ["--preset", "demo", "--rounds", str(ROUNDS), "--base_lr", "0.001"]
-FLAGS += ["--entropy_threshold", "2", "--mc_passes", "11", "--temperature", "2"]
-
-# Takes the flags that reproduce.py gives train_main.py. plan.json beside it has every run's full
-# arguments; stop_after, where it is there, ends a run after that many rounds with status 1.
-STAND_IN = """
-import csv, json, pathlib, sys
-here = pathlib.Path(__file__).parent
-words = sys.argv[1:]
-given = dict(zip(words[::2], words[1::2]))
-folder = pathlib.Path(given.get("--resume") or given["--run_dir"])
-with open(here / "calls.txt", "a") as file:
-    file.write(" ".join(words) + chr(10))
-args = json.loads((here / "plan.json").read_text())[str(folder)]
-folder.mkdir(parents=True, exist_ok=True)
-(folder / "args.json").write_text(json.dumps(args))
-(folder / "env.json").write_text(json.dumps({"devices": ["cpu"], "commit": "abc123"}))
-stop = here / "stop_after"
-rounds = int(stop.read_text()) if stop.exists() else args["rounds"]
-level = {"fedirm": 0.87, "fed_consistency": 0.85, "fed_selftraining": 0.84, "fedavg": 0.80}
-level = level[args["method"]] + args["num_labeled"] / 100
-rows, cells = [], []
-for number in range(rounds):
-    auroc = level + (args["seed"] - 1) / 100 + (0.01 if number == 1 else 0)
-    active = args["num_unlabeled"] if number else 0
-    rows.append({
-        "round": number, "test_auroc": auroc, "val_auroc": auroc - 0.02, "test_accuracy": 0.9,
-        "test_f1": 0.5, "test_sensitivity": 0.4, "test_specificity": "",
-        "clients_labeled": args["num_labeled"], "clients_unlabeled": active,
-        "seconds_labeled": 2.0, "seconds_unlabeled": 5.0 if active else "",
-        "seconds_round": 2.0 * args["num_labeled"] + 5.0 * active + 1.0,
-    })
-    for source in ["labeled_mean", "unlabeled_mean"][: 2 if active else 1]:
-        for row in "ab":
-            for column in "ab":
-                shift = 0.1 * number if source == "unlabeled_mean" else 0.0
-                value = 0.8 - shift if row == column else 0.2 + shift
-                cells.append([number, source, row, column, value])
-with open(folder / "metrics.csv", "w", newline="") as file:
-    writer = csv.DictWriter(file, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-with open(folder / "matrices.csv", "w", newline="") as file:
-    csv.writer(file).writerows([["round", "source", "row", "column", "value"], *cells])
-sys.exit(1 if stop.exists() else 0)
-"""
-
-
-class Workplace:
-    """A folder with the stand-in, and reproduce.main called as the command line would."""
-
-    def __init__(self, folder: Path, monkeypatch, capsys):
-        self.folder, self.monkeypatch, self.capsys = folder, monkeypatch, capsys
-        self.runs = folder / "runs"
-        self.program = folder / "stand_in.py"
-        self.program.write_text(STAND_IN)
-
-    def argv(self, item: str, *more: str) -> list[str]:
-        places = ["--program", str(self.program), "--runs", str(self.runs)]
-        return [item, *FLAGS, *places, "--seeds", "1", "2", "3", *more]
-
-    def run(self, item: str, *more: str) -> str:
-        argv = self.argv(item, *more)
-        plan = reproduce.make_plan(*reproduce.parse(argv))
-        arguments = {str(run.folder): vars(run.args) for run in plan}
-        (self.folder / "plan.json").write_text(json.dumps(arguments, default=str))
-        self.monkeypatch.setattr(sys, "argv", ["reproduce.py", *argv])
-        self.capsys.readouterr()
-        reproduce.main()
-        return self.capsys.readouterr().out
-
-    def calls(self) -> list[str]:
-        path = self.folder / "calls.txt"
-        return path.read_text().splitlines() if path.exists() else []
-
-    def table(self, name: str) -> list[dict[str, str]]:
-        with open(self.runs / "demo" / "results" / name, newline="") as file:
-            return list(csv.DictReader(file))
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(figures.STYLE, "savefig.dpi", 40)  # drawing takes most of the time
-    return Workplace(tmp_path, monkeypatch, capsys)
-
-
-@pytest.fixture
-def no_report(monkeypatch):
-    """For tests of the runs alone."""
-    monkeypatch.setattr(reproduce, "report", lambda plan, options: None)
-
-
-def test_table1_stands_beside_the_paper_and_every_number_is_a_csv_cell(place):
-    printed = place.run("table1")
-    rows = place.table("table1.csv")
-    assert [row["row"] for row in rows if row["whose"] == "ours, synthetic head CT"] == [
-        "FedAvg 10/0",
-        "FedAvg 2/0",
-        "Fed-SelfTraining 2/8",
-        "Fed-Consistency 2/8",
-        "FedIRM 2/8",
-    ]
-    ours, paper = (row for row in rows if row["row"] == "FedIRM 2/8")
-    # Seeds 1, 2, 3 give 0.89, 0.90, 0.91: the sample's standard deviation is 0.01.
-    assert (ours["AUROC"], ours["runs"], ours["specificity"]) == ("90.00 ± 1.00", "3", "NA")
-    assert (paper["AUROC"], paper["whose"]) == ("87.56 ± 0.56", "paper, ICH")
-    # Lower bound 0.83, upper bound 0.91 (mean over seeds): 7 of 8 hundredths.
-    assert "FedIRM closes 88% of the AUROC gap" in printed
-    assert "Made on cpu, commit abc123, 4 rounds a run." in printed
-    for row in place.table("table1_runs.csv"):
-        with open(Path(row["run"]) / "metrics.csv", newline="") as file:
-            cells = {found["round"]: found for found in csv.DictReader(file)}
-        assert row["rounds"] == "3"
-        assert row["test_auroc"] == cells["3"]["test_auroc"]
-    results = place.runs / "demo" / "results"
-    assert "90.00 $\\pm$ 1.00" in (results / "table1.tex").read_text()
-    assert (results / "table1.md").read_text() in printed
-    assert all((results / f"table1{kind}.png").stat().st_size > 3000 for kind in ("", "_curves"))
 
 
 def test_finished_runs_are_reused_interrupted_go_on_missing_are_run(place, no_report):
@@ -269,116 +141,6 @@ def test_stopping_stops_the_runs_too(place, monkeypatch):
     assert stopped.exists()
 
 
-def test_best_validation_round_is_reported_on_request(place):
-    place.run("fig2b", "--seeds", "1", "--report", "best_val")
-    assert {row["rounds"] for row in place.table("fig2b_best_val_runs.csv")} == {"1"}
-    caption = (place.runs / "demo" / "results" / "fig2b_best_val.md").read_text().splitlines()[0]
-    assert "the round with the highest validation AUROC" in caption
-    metrics = place.runs / "demo" / "fedirm-2-8-seed1" / "metrics.csv"
-    frame = read_metrics(metrics).drop(columns="val_auroc")
-    with pytest.raises(UserError, match="no round has val_auroc; give --csv_file_val"):
-        reported_rows(frame, "best_val", metrics.parent)
-
-
-def test_mean_of_the_last_four_evaluations_is_reported_on_request(place):
-    place.run("table1", "--report", "last4")
-    caption = (place.runs / "demo" / "results" / "table1_last4.md").read_text().splitlines()[0]
-    assert "the mean of the last four evaluated rounds" in caption
-    row = place.table("table1_last4_runs.csv")[0]
-    assert (row["row"], row["seed"], row["rounds"]) == ("FedAvg 10/0", "1", "0 1 2 3")
-    # 0.90 in every round but round 1, which has 0.91.
-    assert math.isclose(float(row["test_auroc"]), 0.9025)
-    assert row["test_specificity"] == "nan"
-    # A round without an evaluation does not count as one of the four.
-    metrics = place.runs / "demo" / "fedavg-2-0-seed1" / "metrics.csv"
-    frame = read_metrics(metrics)
-    frame.loc[2, "test_auroc"] = math.nan
-    assert list(reported_rows(frame, "last4", metrics.parent)["round"]) == [0, 1, 3]
-
-
-def test_figure_2a_measures_the_difference_of_the_matrices(place):
-    place.run("fig2a", "--seeds", "1", "2", "--jobs", "4")
-    rows = place.table("fig2a.csv")
-    # Round 1 is the first with unlabelled clients; 3 is the nearest to 30 and to 60.
-    assert [(row["row"], row["round"]) for row in rows] == [
-        ("FedIRM 2/8", "1"),
-        ("FedIRM 2/8", "3"),
-        ("Fed-Consistency 2/8", "1"),
-        ("Fed-Consistency 2/8", "3"),
-    ]
-    assert rows[1]["mean absolute difference"] == "0.3000 ± 0.0000"
-    assert len(place.table("fig2a_runs.csv")) == 8
-
-
-def test_nearest_rounds():
-    both = dict.fromkeys(["labeled_mean", "unlabeled_mean"])
-    rounds = dict.fromkeys(range(20, 100, 7), both) | {1: {"labeled_mean": None}}
-    assert nearest_rounds(rounds, Path("run")) == [20, 27, 62]
-    with pytest.raises(UserError, match="no round has both"):
-        nearest_rounds({1: {"labeled_mean": None}}, Path("run"))
-
-
-@pytest.mark.parametrize("item", ["slides", "ablation", "fig2c"])
-def test_every_other_item(place, item):
-    printed = place.run(item, "--seeds", "1", "--jobs", "4")
-    rows = place.table(f"{item}.csv")
-    assert len([row for row in rows if row["whose"].startswith("ours, ")]) == len(
-        ITEMS[item].settings
-    )
-    if item == "slides":
-        published = [row["accuracy"] for row in rows if row["whose"] == "slides"]
-        assert published == ["66.32", "68.22", "71.00"]
-        assert "skin lesion row" in printed
-    if item == "ablation":
-        # The preset's own T and tau are the plain run under another name.
-        folders = {row["row"]: row["run"] for row in place.table("ablation_runs.csv")}
-        same = [label for label, run in folders.items() if run == folders["FedIRM 2/8"]]
-        assert same == ["FedIRM 2/8", "tau = 2"]
-
-
-def test_settings_use_flags_that_exist_and_names_that_differ():
-    known = {action.dest for action in build_parser()._actions}
-    for item in ITEMS.values():
-        names = [setting.name for setting in item.settings]
-        assert len(set(names)) == len(names)
-        for setting in item.settings:
-            assert {word[2:] for word in setting.flags(1)[::2]} <= known
-            assert setting.method in METHOD_TITLES
-            assert setting.labeled + setting.unlabeled <= 10
-
-
-def test_published_numbers_agree_with_the_papers_own_claims():
-    for task, expected in (("ICH", 0.59), ("skin", 0.43)):
-        keys = ("fedavg", 2, 0), ("fedirm", 2, 8), ("fedavg", 10, 0)
-        share = gap_closed(*(PAPER[task][key]["test_auroc"][0] for key in keys))
-        assert math.isclose(share, expected, abs_tol=0.005)
-
-
-def test_published_numbers_are_those_of_the_method_page():
-    """Two places where they were typed, one from the other's source."""
-    methods = {title: method for method, title in METHOD_TITLES.items()}
-    metrics = ("test_auroc", "test_sensitivity", "test_specificity", "test_accuracy", "test_f1")
-    found = {"paper": 0, "slides": 0}
-    for line in (PROJECT / "docs/METHOD.md").read_text().splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) != 9 or cells[-1] not in found:
-            continue
-        data, title, clients, *numbers, whose = cells
-        values = [
-            tuple(map(float, number.split(" ")[0].split("±"))) for number in numbers if number
-        ]
-        present = [name for name, number in zip(metrics, numbers, strict=True) if number]
-        row = dict(zip(present, values, strict=True))
-        if whose == "paper":
-            labeled, unlabeled = map(int, clients.split("/"))
-            assert PAPER[data][methods[title], labeled, unlabeled] == row
-        else:
-            slides = SLIDES[title.removeprefix("slides' ").removesuffix(" distance")]
-            assert {name: numbers[:1] for name, numbers in slides.items()} == row
-        found[whose] += 1
-    assert found == {"paper": 10, "slides": 3}
-
-
 def test_flags_set_by_the_item_and_unknown_ones_are_refused(place):
     with pytest.raises(UserError, match="--seed: set by fig2a itself"):
         place.run("fig2a", "--seed", "3")
@@ -409,24 +171,3 @@ def test_a_run_that_patience_ended_is_finished(place, no_report, monkeypatch):
     assert "2 of 2 runs finished" in place.run("fig2a", *flags, "--patience", "1", "--dry_run")
     longer = place.run("fig2a", *flags, "--patience", "3", "--dry_run")
     assert "interrupted after 3 of 4 rounds" in longer and "0 of 2 runs finished" in longer
-
-
-def test_rates_are_chosen_on_validation_phase_by_phase(place):
-    """The stand-in's rounds 0 and 1 are before the join here, 2 and 3 after it."""
-    text = place.run("rates", "--seeds", "1", "3", "--join_epoch", "1", "--local_ep", "1")
-    rows = place.table("rates.csv")
-    assert [row["value"] for row in rows] == [
-        "0.0003",
-        "0.001",
-        "0.003",
-        "0.0001",
-        "0.0003",
-        "0.001",
-    ]
-    # 0.80 + 0.02 - 0.02, in round 1 a hundredth more; seed 3 two hundredths more.
-    assert rows[0]["validation AUROC"] == "81.50 ± 1.41"
-    assert rows[5]["validation AUROC"] == "81.00 ± 1.41"
-    assert "Best: --base_lr 0.0003." in text and "Best: --labeled_lr_late 0.0001 (the" in text
-    assert not any(
-        "unlabeled" in call and "--num_unlabeled 0" not in call for call in place.calls()
-    )

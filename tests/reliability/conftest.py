@@ -1,12 +1,15 @@
 """Whole runs in this process with a stand-in network."""
 
 import os
+import shutil
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 import train_main
+from tests.conftest import DataFolder
 from tests.torture.runs import build_small_densenet, write_predictions_only
 from utils.errors import run_command
 
@@ -43,6 +46,22 @@ def train(small_parts, monkeypatch, capsys, tmp_path):
         return Ended(stop.value.code, *capsys.readouterr())
 
     yield run
+
+
+@pytest.fixture
+def data(phantom_folder, tmp_path) -> DataFolder:
+    """A data set of its own, to be changed."""
+    old = phantom_folder.root_path.parent
+    shutil.copytree(old, tmp_path / "data")
+    return DataFolder(*(tmp_path / "data" / path.relative_to(old) for path in phantom_folder))
+
+
+@pytest.fixture
+def begun(train, data, tmp_path) -> Path:
+    """A run of two rounds."""
+    ended = train(*SMALL, *data.flags(), "--rounds", 2, "--run_dir", tmp_path / "run")
+    assert ended.status == 0, ended.error
+    return tmp_path / "run"
 
 
 def refused(ended: Ended) -> str:
