@@ -131,7 +131,7 @@ def divide(table: VolumeTable, sizes: Sequence[float], seed: int) -> tuple[list[
     """
     units, named = blocks_of(table)
     shares = np.asarray(sizes, np.float64)
-    wanted = set_sizes(sizes, len(table), optional=(1,))[:3]
+    wanted = set_sizes(sizes, len(table), (1,), "--volume_sets", "labelled volumes")[:3]
     shift = int(np.random.default_rng(seed).integers(len(units)))
     ring = [*units[shift:], *units[:shift]]
     lengths = np.cumsum([len(unit) for unit in ring])

@@ -59,17 +59,24 @@ def split_table(
     return train, val, test
 
 
-def set_sizes(sizes: Sequence[float], total: int, optional: Sequence[int] = ()) -> np.ndarray:
+def set_sizes(
+    sizes: Sequence[float],
+    total: int,
+    optional: Sequence[int] = (),
+    flag: str = "--sizes",
+    things: str = "images",
+) -> np.ndarray:
     """(4,) numbers of images: training, validation, test, and left over; of the `optional` of the
-    three there may be none. `UserError` for sizes that cannot be met."""
+    three there may be none. `UserError` for sizes that cannot be met: it calls them `flag`, and
+    the images `things`."""
     sizes = np.asarray(sizes, dtype=np.float64)
     shown = " ".join(f"{size:g}" for size in sizes)
     lowest = np.ones(3)
     lowest[list(optional)] = 0
     if sizes.shape != (3,) or not (np.isfinite(sizes).all() and (sizes >= 0).all()):
-        raise UserError(f"--sizes {shown}: give three positive numbers, as 0.7 0.1 0.2")
+        raise UserError(f"{flag} {shown}: give three positive numbers, as 0.7 0.1 0.2")
     if (sizes[lowest > 0] == 0).any():
-        raise UserError(f"--sizes {shown}: give three positive numbers, as 0.7 0.1 0.2")
+        raise UserError(f"{flag} {shown}: give three positive numbers, as 0.7 0.1 0.2")
     if np.isclose(sizes.sum(), 1.0):
         # Whole numbers that sum to the total: each cumulated share is rounded, not each share.
         cuts = np.rint(np.cumsum(sizes) * total).astype(np.int64)
@@ -77,9 +84,9 @@ def set_sizes(sizes: Sequence[float], total: int, optional: Sequence[int] = ()) 
     elif (sizes == np.rint(sizes)).all():
         counts = sizes.astype(np.int64)
     else:
-        raise UserError(f"--sizes {shown}: give shares that sum to 1, or numbers of images")
+        raise UserError(f"{flag} {shown}: give shares that sum to 1, or numbers of {things}")
     if (counts < lowest).any() or counts.sum() > total:
-        raise UserError(f"--sizes {shown}: cannot be taken from {total} images; give smaller ones")
+        raise UserError(f"{flag} {shown}: cannot be taken from {total} {things}; give smaller ones")
     return np.append(counts, total - counts.sum())
 
 

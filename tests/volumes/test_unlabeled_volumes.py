@@ -147,3 +147,10 @@ def test_a_run_learns_from_them(tmp_path):
     assert "4 without labels join the first" in ended.said
     assert "more without labels at the clients without" in ended.said
     assert (tmp_path / "run" / "REPORT.md").exists()
+
+
+def test_sets_larger_than_what_has_labels_are_refused_by_their_own_flag(tmp_path):
+    folder = without_labels(tmp_path / "v", range(8, 12))
+    words = "--volume_sets 8 2 2: cannot be taken from 8 labelled volumes; give smaller ones"
+    with pytest.raises(UserError, match=words):
+        read_sets(flags(folder, "--volume_sets", "8", "2", "2"))
