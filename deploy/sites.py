@@ -40,11 +40,22 @@ class RemoteSite:
 
     def state_dict(self) -> dict:
         """What a resumed run needs to know of the site."""
-        return {"memory_round": self.memory_round}
+        return {"memory_round": self.memory_round, "said": self.said()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned; `UserError` where it was of a site that said
+        something else of itself. (Before it was kept, any did.)"""
+        before = state.get("said", self.said())
+        if before != self.said():
+            raise UserError(
+                f"client {self.client}: it said {_in_words(before)} when the run began, and now "
+                f"{_in_words(self.said())}; bring back what it was, or start a new run"
+            )
         self.memory_round = state["memory_round"]
+
+
+def _in_words(said: Mapping) -> str:
+    return f"{said['num_samples']} images {'with' if said['labeled'] else 'without'} labels"
 
 
 class SiteRegister:
@@ -192,11 +203,7 @@ class SiteRegister:
             known.node_id = node
         else:
             self.sites[client] = RemoteSite(node, **answer)
-            kind = "with" if answer["labeled"] else "without"
-            self.say(
-                f"client {client}: {answer['num_samples']} images {kind} labels, as it says "
-                f"(node {node})"
-            )
+            self.say(f"client {client}: {_in_words(answer)}, as it says (node {node})")
 
     def _role_fault(self, node: int, answer: dict) -> str | None:
         """Why the operator's list does not let the node be what it says, or None."""

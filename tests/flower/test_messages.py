@@ -14,7 +14,7 @@ from confuse_matrix import RelationMatrix
 from deploy.credentials import make_node_key
 from deploy.messages import pack_update, unpack_introduction, unpack_update
 from deploy.roles import plain_key, read_roles
-from deploy.sites import SiteRegister
+from deploy.sites import RemoteSite, SiteRegister
 from local_update import ClientUpdate
 from options import args_parser
 from tests.flower.conftest import ROUNDS, Result
@@ -305,3 +305,16 @@ def test_malformed_answers_are_skipped_and_the_federation_goes_on(flags, tmp_pat
     log = (folder / "log.txt").read_text()
     assert "client 1, round 1: its answer is no update: no numbers" in log
     assert "node 102 refused: " in log
+
+
+def test_what_a_site_said_of_itself_outlives_the_server():
+    before = RemoteSite(7, 1, True, 40)
+    before.memory_round = 5
+    again = RemoteSite(8, 1, True, 40)
+    again.load_state_dict(before.state_dict())
+    assert again.memory_round == 5
+    with pytest.raises(UserError, match="it said 40 images with labels .* 10000000 images with"):
+        RemoteSite(8, 1, True, 10**7).load_state_dict(before.state_dict())
+    with pytest.raises(UserError, match="now 40 images without labels"):
+        RemoteSite(8, 1, False, 40).load_state_dict(before.state_dict())
+    RemoteSite(8, 1, True, 10**7).load_state_dict({"memory_round": 2})  # of version 0.2 and before
