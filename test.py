@@ -13,7 +13,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Set
+from collections.abc import Callable, Set
 from pathlib import Path
 
 from utils.packages import check_installed
@@ -253,7 +253,12 @@ def use_test_images(args: argparse.Namespace, run: Path) -> list[str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All flags. Those of one kind of source have no default, so that typing them is noticed."""
-    add = parser.add_argument
+    _add_images(parser.add_argument)
+    _add_judgement(parser.add_argument)
+    _add_reading(parser.add_argument)
+
+
+def _add_images(add: Callable) -> None:
     add("--resume", type=Path, required=True, help="a run's folder, or epoch_N.pth")
     add("--csv_file_test", type=Path, help="CSV of the test images, or of volumes")
     add("--volumes", type=Path, help="folder of `dataloaders.prepare decathlon`, of those volumes")
@@ -283,6 +288,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images that are nothing like those of the training: refuse them, or predict and say "
         "so (refuse)",
     )
+
+
+def _add_judgement(add: Callable) -> None:
     add("--multi_label", choices=MULTI_LABEL, help="rows without exactly one class (refuse)")
     add("--threshold", help="on softmax: a number (0.4), or youden: chosen on validation data")
     add(
@@ -309,6 +317,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="name the patients of the images in the report",
     )
+
+
+def _add_reading(add: Callable) -> None:
     add("--class_names", nargs="+", help="of a checkpoint that does not name its classes")
     add(
         "--image_size",

@@ -154,19 +154,33 @@ class Run:
         """
         self.task = task
         one_model = model_bytes(networks[0])
-        guard = ClientGuard(self.args.on_bad_client, self.say, self.server.find_fault)
-        self.exchange = Exchange(self.store, guard, self.log, one_model)
         evaluated = sum(len(images) for images in (data.val, data.test) if images is not None)
         self.costs = round_costs(self.args, self.server, clients, evaluated)
-        copies = sum(client.remembered_copies for client in clients)
-        copies += self.server.models_remembered(clients)
-        done = len(self.history)
-        refuse_small_disk(self.folder, self.args, copies, one_model, done, self.say)
-        state_bytes = sum(client.remembered_copies for client in clients) * one_model
         reserved = activation_bytes(self.args, data.test.input_shape, devices)
+        self._find_room(clients, one_model, reserved, devices)
+        self._write_beginning(data, devices)
+        guard = ClientGuard(self.args.on_bad_client, self.say, self.server.find_fault)
+        self.exchange = Exchange(self.store, guard, self.log, one_model)
+        return self.exchange
+
+    def _find_room(
+        self,
+        clients: Sequence[LocalUpdate],
+        one_model: int,
+        reserved: int,
+        devices: Sequence[torch.device],
+    ) -> None:
+        """Where the clients' memories wait; `reserved` bytes of each device are for training."""
+        copies = sum(client.remembered_copies for client in clients)
+        all_copies = copies + self.server.models_remembered(clients)
+        done = len(self.history)
+        refuse_small_disk(self.folder, self.args, all_copies, one_model, done, self.say)
         self.store.placement = choose_placement(
-            self.args.client_state, state_bytes, devices, reserved
+            self.args.client_state, copies * one_model, devices, reserved
         )
+
+    def _write_beginning(self, data: FederatedData, devices: Sequence[torch.device]) -> None:
+        """split.json, args.json, env.json and the first lines of log.txt."""
         if not is_run(self.folder) and data.split is not None:
             save_split(self.folder / "split.json", data.table, data.split)
         sets = members_of({"train": data.train, "val": data.val, "test": data.test})
@@ -191,7 +205,6 @@ class Run:
         if self.history:
             # A kill may have fallen between the state of a round and the tables made from it.
             self._write_tables(data.class_names)
-        return self.exchange
 
     def compiled(self, mode: str) -> None:
         """Note in env.json how the backbones are run: "off", "on" or "graphs"."""
