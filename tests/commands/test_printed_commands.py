@@ -97,7 +97,13 @@ def test_going_on_is_one_command_for_any_folder(tmp_path, engine):
     folder = tmp_path / "it's a run"
     folder.mkdir()
     (folder / "args.json").write_text("{}")
-    said = Run.next_command(SimpleNamespace(folder=folder, args=Namespace(engine=engine)))
+    run = SimpleNamespace(folder=folder, args=Namespace(engine=engine, state_every=5), unsaved=None)
+    said = Run.next_command(run)
+    assert said.startswith("finished rounds are kept: ")
+    run.unsaved = "a round that has no state yet"
+    assert Run.next_command(run).startswith(
+        "rounds are kept up to the last state (--state_every 5)"
+    )
     words = shlex.split(said.partition("go on with ")[2])
     if engine == "loop":
         assert words == ["python", "train_main.py", "--resume", str(folder)]
