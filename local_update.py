@@ -16,6 +16,7 @@ import torch
 from dataloaders.dataset import Batch, ImageDataset
 from dataloaders.federated import FederatedData, Rehearsal
 from networks.models import BATCHNORM_MOMENTUM, Network
+from utils.signals import checkpoint, is_noted
 from utils.tensors import copy_tensors, copy_weights, generator, net_device, set_tensors
 
 
@@ -244,7 +245,8 @@ class LocalUpdate:
     def until_stopped(self, batches: Iterator) -> Iterator:
         """`batches`; raises `Stopped` between two of them if asked to."""
         for batch in batches:
-            if self.stop.is_set():
+            checkpoint()
+            if self.stop.is_set() or is_noted():
                 raise Stopped
             yield batch
 

@@ -87,6 +87,11 @@ def held() -> Iterator[None]:
         checkpoint()
 
 
+def is_noted() -> bool:
+    """Whether a signal waits to be raised: other threads may end what they are at."""
+    return _noted is not None
+
+
 def checkpoint() -> None:
     """Raise what was noted, where this is the main thread: it holds nothing here."""
     global _noted

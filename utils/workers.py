@@ -223,6 +223,7 @@ def result_of(future: Future) -> Any:
     with held():
         if not future.done():
             _wait_until_done([future])
+        checkpoint()  # before an error of the thread's, which may have stopped for the same reason
         return future.result()
 
 

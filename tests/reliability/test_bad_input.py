@@ -255,7 +255,9 @@ def test_file_that_is_no_checkpoint(data, refused, content):
 
 def test_no_imagenet_weights(data, refused, monkeypatch):
     empty = data.folder / "checkpoints"
-    monkeypatch.setattr(networks.densenet.find_imagenet_weights, "__defaults__", (empty,))
+    monkeypatch.setattr(
+        networks.densenet.find_imagenet_weights, "__defaults__", (empty, "densenet121")
+    )
     # Before anything is decoded, and in a rehearsal as in the run.
     monkeypatch.setattr(dataloaders.dataset, "load_pixels", lambda *_: pytest.fail("decoded"))
     for more in ([], ["--dry_run"]):
