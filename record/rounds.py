@@ -53,6 +53,9 @@ class RoundMatrices(NamedTuple):
         return cls(round, {name: matrix.tolist() for name, matrix in pictures.items()})
 
 
+MATRIX_COLUMNS = ("round", "source", "row", "column", "value")
+
+
 def matrices_rows(rounds: Sequence[RoundMatrices], class_names: Sequence[str]) -> list[dict]:
     """matrices.csv in long form; a row that is not present has the value None."""
     return [

@@ -33,7 +33,7 @@ from record.opening import (
     peak_memory,
     plain_args,
 )
-from record.rounds import RoundMatrices, is_scored, matrices_rows, round_row
+from record.rounds import MATRIX_COLUMNS, RoundMatrices, is_scored, matrices_rows, round_row
 from record.state import (
     ClientStore,
     Progress,
@@ -322,7 +322,8 @@ class Run:
 
     def _write_tables(self, class_names: Sequence[str]) -> None:
         write_rows(self.folder / "metrics.csv", self.history)
-        write_rows(self.folder / "matrices.csv", matrices_rows(self.matrices, class_names))
+        matrices = matrices_rows(self.matrices, class_names)  # none, of methods that share none
+        write_rows(self.folder / "matrices.csv", matrices, MATRIX_COLUMNS)
 
     def _add_to_curves(self, class_names: Sequence[str]) -> None:
         row = self.history[-1]

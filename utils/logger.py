@@ -119,13 +119,13 @@ class RunLog:
                 handler.close()
 
 
-def write_rows(path: Path, rows: Sequence[Mapping]) -> None:
-    """Write `rows` as CSV, whole or not at all; a column that a later row brings stands where that
-    row has it.
+def write_rows(path: Path, rows: Sequence[Mapping], columns: Sequence[str] = ()) -> None:
+    """Write `rows` as CSV, whole or not at all, with `columns` whether or not a row has them; a
+    column that a later row brings stands where that row has it.
 
     None becomes an empty cell; floats are written so that they read back exactly.
     """
-    columns: list[str] = []
+    columns = list(columns)
     for names in dict.fromkeys(map(tuple, rows)):
         place = 0
         for name in names:

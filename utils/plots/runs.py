@@ -237,11 +237,14 @@ def draw_relation(
 def rebuild_figures(run_dir: Path) -> list[Path]:
     """Draw a run's curves and relation matrices anew from its CSV files; the files written.
 
-    The matrices are those of the last round that has both, or else of the last round.
+    The matrices are those of the last round that has both, or else of the last round; of a method
+    without any there is no such figure.
     """
     curves, relation = run_dir / "figures" / "curves.png", run_dir / "figures" / "relation.png"
     draw_curves(run_dir / "metrics.csv", curves)
     rounds, class_names = read_matrices(run_dir / "matrices.csv")
+    if not rounds:
+        return [curves]
     complete = [number for number, found in rounds.items() if len(found) == len(SOURCES)]
     draw_relation(rounds[max(complete or rounds)], class_names, relation)
     return [curves, relation]
