@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from utils.metrics.volumes import VolumeScores
-from utils.plots.style import COLORS, label, save_figure, styled
+from utils.plots.style import COLORS, GREY, label, save_figure, styled
 
 SLICES = (0.25, 0.5, 0.75)  # where along the structures
 MARKERS = "osD^vP*X"
@@ -43,11 +43,10 @@ def draw_slices(
         for at, name in enumerate(class_names)
     ]
     handles += [
-        Line2D([], [], color="white", label="label", linestyle="-"),
-        Line2D([], [], color="white", label="prediction", linestyle="--"),
+        Line2D([], [], color=GREY, label="label", linestyle="-"),
+        Line2D([], [], color=GREY, label="prediction", linestyle="--"),
     ]
-    legend = figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-    legend.get_frame().set_facecolor("0.5")
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     save_figure(figure, out_png)
 
 
