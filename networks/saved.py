@@ -108,6 +108,8 @@ def find_checkpoint(path: Path) -> Path:
 
     Raises `UserError` where there is none.
     """
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; name a run's folder or a checkpoint")
     if not path.is_dir():
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path

@@ -223,6 +223,11 @@ def test_flags_that_cannot_be_meant_are_refused_in_one_line(run, phantom_folder)
     assert not (run.folder / "tests" / "epoch_1-testing").exists()
 
 
+def test_a_run_that_is_not_there_is_named_before_its_images_are_asked_for(tmp_path):
+    with pytest.raises(UserError, match="typo: no such file or folder; name a run's folder"):
+        run_test_py("--resume", tmp_path / "typo")
+
+
 def test_thresholds_are_not_chosen_on_images_that_are_tested(run, phantom_folder, tmp_path):
     checkpoint = run.folder / "checkpoints" / "epoch_1.pth"
     flags = ("--csv_file_test", phantom_folder.csv_file_test, "--threshold", "youden")
