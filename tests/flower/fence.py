@@ -17,6 +17,7 @@ import threading
 from pathlib import Path
 
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
+LAST = bytes([198, 51, 100, 1])  # where this program's own packet goes when the command has ended
 COMMANDS = (
     "ip link set lo up",
     "ip link set way_out up",
@@ -35,13 +36,19 @@ def main() -> int:
     destinations: list[str] = []
 
     def watch() -> None:
-        while True:
-            packet = os.read(tunnel, 65536)
+        while (packet := os.read(tunnel, 65536))[16:20] != LAST:
             protocol, port = packet[9], int.from_bytes(packet[22:24], "big")
             destinations.append(f"{socket.inet_ntoa(packet[16:20])} {protocol}/{port}")
 
-    threading.Thread(target=watch, daemon=True).start()
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     status = subprocess.run(command, check=False).returncode
+    # The command's packets lie before this one: when it has been read, so have they.
+    with socket.socket(type=socket.SOCK_DGRAM) as last:
+        last.sendto(b"", (socket.inet_ntoa(LAST), 9))
+    watcher.join(60)
+    if watcher.is_alive():
+        sys.exit("the tunnel's own last packet was never read: what stands before it is unknown")
     Path(report).write_text(json.dumps(destinations))
     return status
 
