@@ -205,7 +205,7 @@ def test_killed_site_is_left_out_and_comes_back_and_a_restarted_server_goes_on(
 
 def wait_until_free(folder: Path) -> None:
     """Until the run's process has ended: it outlives its SuperLink by some seconds."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while True:
         try:
             return FolderLock(folder).release(keep_folder=True)

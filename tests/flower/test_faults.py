@@ -131,7 +131,7 @@ def test_process_that_waits_for_ever_ends_with_its_parent():
     process = subprocess.Popen([sys.executable, "-c", parent], cwd=PROJECT, stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"up\n"
     process.kill()
-    process.communicate(timeout=20)  # the pipe closes when the child has ended, too
+    process.communicate(timeout=60)  # the pipe closes when the child has ended, too
 
 
 def test_weights_travel_without_a_change_and_nothing_else_passes_for_them():
