@@ -3,7 +3,7 @@
     python reproduce.py table1 --dry_run
     python reproduce.py table1 | fig2a | fig2b | fig2c | slides | ablation
     python reproduce.py table1 --preset paper --root_path DIR --csv_file_train A.csv ...
-    python reproduce.py hippocampus | hippocampus_labels --volumes DIR
+    python reproduce.py hippocampus | hippocampus_labels | hippocampus_rates --volumes DIR
 
 Flags that are not listed below go to train_main.py. Runs live in RUNS/PRESET/NAME-seedN and are
 shared by the tables; finished ones are reused, interrupted ones go on, missing ones are run.

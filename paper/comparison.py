@@ -34,7 +34,14 @@ from utils.plots.comparison import (
     draw_sweep,
     spread_of,
 )
-from utils.plots.runs import SOURCES, read_arguments, read_environment, read_matrices, read_metrics
+from utils.plots.runs import (
+    SOURCES,
+    every_argument,
+    read_arguments,
+    read_environment,
+    read_matrices,
+    read_metrics,
+)
 from utils.report.page import OVERLAP_FACT, SETTINGS_FILE
 from utils.table_files import NOT_AVAILABLE, to_csv, to_latex, to_markdown
 from utils.tables.tables import mean_and_spread
@@ -307,8 +314,8 @@ def _notes(
         notes += SLIDES_NOTES
     varied = dict.fromkeys(flag for group in groups for flag, _ in group.setting.extra)
     if varied:
-        kept = read_arguments(next(iter(groups[0].folders.values())))
-        said = ", ".join(f"--{flag} {kept.get(flag)}" for flag in varied)
+        kept = every_argument(next(iter(groups[0].folders.values())))
+        said = ", ".join(f"--{flag} {kept[flag]}" for flag in varied)
         notes.append(f"The row {groups[0].setting.label} has {said}.")
     means = {
         (setting.method, setting.labeled): spread.mean

@@ -22,8 +22,7 @@ from record.state import KEPT_STATES, round_bytes, stored_bytes
 from tasks import TASKS
 from utils.errors import UserError
 from utils.files import folder_bytes, free_bytes, megabytes
-from utils.flags import FLAGS
-from utils.plots.runs import read_arguments, read_metrics
+from utils.plots.runs import every_argument, read_arguments, read_metrics
 
 # What decides where a run is stored and how it is run, not what it computes. Data may have moved,
 # but nothing here has read both: other paths are other data.
@@ -63,8 +62,7 @@ class PlannedRun:
         """Raise UserError where the folder holds a run of other flags."""
         if self.state() == "missing":
             return
-        older = _plain({name: flag.unsaid for name, flag in FLAGS.items()})
-        kept = older | read_arguments(self.folder)
+        kept = _plain(every_argument(self.folder))
         wanted = _plain(vars(self.args))
         for flag, value in wanted.items():
             if flag not in _PLACES and kept[flag] != value:

@@ -6,6 +6,7 @@ slides: one run per row, no spread.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 METRIC_TITLES = {
@@ -220,15 +221,17 @@ RIVALS = (
         ("fed_selftraining", "fed_consistency", "fedirm", "fixmatch", "rscfed", "cbafed"),
     ),
 )
+
+
 # A rate of the second phase is tried from where the preset's own first phase ends.
-RATES = tuple(
-    Setting(f"FedAvg 2/0, {flag} {value:g}", "fedavg", 2, 0, ((flag, value),))
-    for flag, values in {
-        "base_lr": (3e-4, 1e-3, 3e-3),
-        "labeled_lr_late": (1e-4, 3e-4, 1e-3),
-    }.items()
-    for value in values
-)
+def _rates(
+    base: Sequence[float], late: Sequence[float], *common: tuple[str, object]
+) -> tuple[Setting, ...]:
+    return tuple(
+        Setting(f"FedAvg 2/0, {flag} {value:g}", "fedavg", 2, 0, ((flag, value), *common))
+        for flag, values in (("base_lr", base), ("labeled_lr_late", late))
+        for value in values
+    )
 
 
 def _sweep(method: str, clients: tuple[tuple[int, int], ...]) -> tuple[Setting, ...]:
@@ -283,7 +286,7 @@ ITEMS = {
     ),
     "rates": Item(
         "Learning rates of the labelled clients alone (FedAvg 2/0)",
-        (("", RATES),),
+        (("", _rates((3e-4, 1e-3, 3e-3), (1e-4, 3e-4, 1e-3))),),
         "rates",
         preset="skin-64",
     ),
@@ -300,6 +303,12 @@ ITEMS = {
             ("FedAvg, labelled clients only", _some_labels("FedAvg 2/0", "fedavg", 0)),
         ),
         "volumes",
+        preset="hippocampus",
+    ),
+    "hippocampus_rates": Item(
+        "Segmentation of volumes: learning rates of the labelled clients alone (FedAvg 2/0)",
+        (("", _rates((1e-3, 2e-3, 4e-3), (1e-4, 3e-4, 1e-3), ("eval_every", 5))),),
+        "rates",
         preset="hippocampus",
     ),
 }

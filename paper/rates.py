@@ -1,4 +1,4 @@
-"""Which learning rate: chosen on validation images, with the labelled clients alone."""
+"""Which learning rate: chosen on validation data, with the labelled clients alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,31 +6,37 @@ from pathlib import Path
 import pandas as pd
 
 from paper.comparison import SettingRuns, made_on
-from paper.published import Item
+from paper.published import METRIC_TITLES, Item
+from tasks import TASKS
 from utils.errors import UserError
 from utils.files import write_text
-from utils.plots.runs import read_arguments, read_metrics
+from utils.metrics.volumes import VOLUME_METRICS
+from utils.plots.runs import every_argument, read_metrics
 from utils.table_files import to_csv, to_markdown
 from utils.tables.tables import mean_and_spread
 
 LAST = 4  # evaluated rounds whose mean is a phase's score
-VALIDATION = "val_auroc"
 PHASES = ("until the join", "from the join on")
 
 
+def validated(folder: Path) -> str:
+    """What a run is judged by on its validation data: the task's first headline, as in its log."""
+    return TASKS[every_argument(folder)["task"]].headline[0].removeprefix("test_")
+
+
 def phase_scores(folder: Path) -> tuple[float, float]:
-    """The mean validation AUROC of the last four evaluated rounds of either phase of a run.
+    """The mean score on validation of the last four evaluated rounds of either phase of a run.
 
     The phases are those in which the unlabelled clients would not, and would, have joined; NaN
-    where a phase was never evaluated. `UserError` where there are no validation images.
+    where a phase was never evaluated. `UserError` where there are no validation data.
     """
-    flags, metrics = read_arguments(folder), read_metrics(folder / "metrics.csv")
-    if VALIDATION not in metrics or metrics[VALIDATION].isna().all():
-        raise UserError(f"{folder}/metrics.csv: no round has {VALIDATION}; give --csv_file_val")
+    flags, metrics = every_argument(folder), read_metrics(folder / "metrics.csv")
+    column = f"val_{validated(folder)}"
+    if column not in metrics or metrics[column].isna().all():
+        raise UserError(f"{folder}/metrics.csv: no round has {column}; give --csv_file_val")
     joined = metrics["round"] * flags["local_ep"] > flags["join_epoch"]
     first, second = (
-        float(metrics.loc[rows, VALIDATION].dropna().tail(LAST).mean())
-        for rows in (~joined, joined)
+        float(metrics.loc[rows, column].dropna().tail(LAST).mean()) for rows in (~joined, joined)
     )
     return first, second
 
@@ -39,10 +45,12 @@ def write_rates(
     item: Item, groups: Sequence[SettingRuns], preset: str, stem: Path
 ) -> tuple[str, list[Path]]:
     """Write STEM.md and .csv: a row per rate with its phase's score; the best of each is named."""
-    header = ["phase", "flag", "value", "runs", "validation AUROC"]
+    score = validated(next(iter(groups[0].folders.values())))
+    title = METRIC_TITLES.get(f"test_{score}") or VOLUME_METRICS[score]
+    header = ["phase", "flag", "value", "runs", f"validation {title}"]
     rows, means = [], {}
     for group in groups:
-        ((flag, value),) = group.setting.extra
+        (flag, value), *_ = group.setting.extra
         phase = 0 if flag == "base_lr" else 1
         scores = [100 * phase_scores(folder)[phase] for folder in group.folders.values()]
         means.setdefault(flag, {})[value] = pd.Series(scores).mean()

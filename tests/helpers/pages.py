@@ -106,6 +106,7 @@ PLAN = {
         "python test.py --resume runs/NAME --predict Task04_Hippocampus/imagesTr": "",
         "python reproduce.py hippocampus --volumes data/hippocampus": DRY,
         "python reproduce.py hippocampus_labels --volumes data/hippocampus": DRY,
+        "python reproduce.py hippocampus_rates --volumes data/hippocampus": DRY,
     },
     "docs/howto-add-a-method.md": {
         "python train_main.py --preset demo --method fed_entropy": DEMO,

@@ -11,6 +11,7 @@ from scipy.stats import wilcoxon
 import reproduce
 from paper.comparison import SettingRuns
 from paper.published import ITEMS
+from paper.rates import write_rates
 from paper.volumes import pair_table, volume_means, write_volume_item
 from tests.helpers.volumes import write_prepared
 from utils.errors import UserError
@@ -146,3 +147,21 @@ def test_labelled_volumes_are_compared_within_their_number(groups):
     named = {setting.label for setting in items}
     assert {"FedIRM 2/8, 4", "FedAvg 2/0, 16"} <= named and len(items) == 8
     assert pair_table([])[1] == []
+
+
+def test_learning_rates_of_volumes_are_chosen_by_dice_phase_by_phase(tmp_path):
+    """Rounds 0 to 5 are before the join, 6 to 9 after it: means of .2 to .5 and of .6 to .9."""
+    item, groups = ITEMS["hippocampus_rates"], []
+    for number, setting in enumerate(item.settings):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        rows = [f"{round},{round / 10 - number / 100}\n" for round in range(10)]
+        (folder / "metrics.csv").write_text("round,val_dice\n" + "".join(rows))
+        flags = {"task": "segmentation", "local_ep": 2, "join_epoch": 11}
+        (folder / "args.json").write_text(json.dumps(flags))
+        groups.append(SettingRuns(setting, {1: folder}))
+    text, written = write_rates(item, groups, "hippocampus", tmp_path / "rates")
+    table = pd.read_csv(written[1])
+    assert list(table["validation Dice"].round(6)) == [35, 34, 33, 72, 71, 70]
+    assert list(table["value"]) == [0.001, 0.002, 0.004, 0.0001, 0.0003, 0.001]
+    assert "Best: --base_lr 0.001." in text and "Best: --labeled_lr_late 0.0001 (the" in text

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from utils.errors import OneLineParser, UserError
+from utils.flags import FLAGS
 from utils.json_files import read_json
 from utils.plots.comparison import CurvePanel, draw_bars, draw_spread_curves, spread_of
 from utils.plots.style import (
@@ -41,6 +42,11 @@ TEXT_COLUMNS = frozenset({"phase", "source", "row", "column"})
 def read_arguments(run_dir: str | os.PathLike) -> dict[str, object]:
     """The flags of a run; raises UserError where args.json is missing or damaged."""
     return read_json(Path(run_dir) / "args.json", advice="name a folder made by train_main.py")
+
+
+def every_argument(run_dir: str | os.PathLike) -> dict[str, object]:
+    """As `read_arguments`, with the flags that are newer than the run as it had them, unsaid."""
+    return {name: flag.unsaid for name, flag in FLAGS.items()} | read_arguments(run_dir)
 
 
 def read_environment(run_dir: str | os.PathLike) -> dict[str, object]:
