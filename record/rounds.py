@@ -56,8 +56,8 @@ class RoundMatrices(NamedTuple):
 MATRIX_COLUMNS = ("round", "source", "row", "column", "value")
 
 
-def matrices_rows(rounds: Sequence[RoundMatrices], class_names: Sequence[str]) -> list[dict]:
-    """matrices.csv in long form; a row that is not present has the value None."""
+def matrices_rows(matrices: RoundMatrices, class_names: Sequence[str]) -> list[dict]:
+    """One round in matrices.csv's long form; a row that is not present has the value None."""
     return [
         {
             "round": matrices.round,
@@ -66,7 +66,6 @@ def matrices_rows(rounds: Sequence[RoundMatrices], class_names: Sequence[str]) -
             "column": class_names[column],
             "value": None if np.isnan(value) else float(value),
         }
-        for matrices in rounds
         for source, matrix in matrices.means.items()
         for (row, column), value in np.ndenumerate(np.array(matrix))
     ]

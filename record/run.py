@@ -46,7 +46,7 @@ from utils.checkpoint import save_checkpoint
 from utils.commands import command_line
 from utils.errors import UserError
 from utils.files import FolderLock, sweep_temporary_files, write_text
-from utils.logger import Curves, RunLog, write_rows
+from utils.logger import Curves, GrowingTable, RunLog, write_rows
 from utils.plots.runs import rebuild_figures
 from utils.tables import log_lines
 
@@ -61,6 +61,7 @@ class Run:
         self.folder = folder
         self.folder_lock = folder_lock
         self.history: list[dict] = []
+        self.matrix_table = GrowingTable(folder / "matrices.csv", MATRIX_COLUMNS)
         self.matrices: list[RoundMatrices] = []
         self.identity: dict[str, str] = {}
         self.environment: dict = {}
@@ -322,8 +323,10 @@ class Run:
 
     def _write_tables(self, class_names: Sequence[str]) -> None:
         write_rows(self.folder / "metrics.csv", self.history)
-        matrices = matrices_rows(self.matrices, class_names)  # none, of methods that share none
-        write_rows(self.folder / "matrices.csv", matrices, MATRIX_COLUMNS)
+        # Without a row, of methods that share no matrix.
+        self.matrix_table.write(
+            self.matrices, lambda matrices: matrices_rows(matrices, class_names)
+        )
 
     def _add_to_curves(self, class_names: Sequence[str]) -> None:
         row = self.history[-1]

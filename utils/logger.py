@@ -7,7 +7,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from logging.handlers import MemoryHandler, WatchedFileHandler
 from pathlib import Path
@@ -132,14 +132,37 @@ def write_rows(path: Path, rows: Sequence[Mapping], columns: Sequence[str] = ())
             if name not in columns:
                 columns.insert(place, name)
             place = columns.index(name) + 1
+    write_text(path, _header(columns) + _lines(rows, columns))
+
+
+class GrowingTable:
+    """A CSV file that only ever grows: written whole or not at all as by `write_rows`, while each
+    of its items is turned into text once."""
+
+    def __init__(self, path: Path, columns: Sequence[str]):
+        self.path = path
+        self.columns = columns
+        self._texts: list[str] = []
+
+    def write(self, items: Sequence, rows: Callable[[object], Sequence[Mapping]]) -> None:
+        """`items` are those of the last call and perhaps more; `rows` makes the rows of one."""
+        self._texts += [_lines(rows(item), self.columns) for item in items[len(self._texts) :]]
+        write_text(self.path, _header(self.columns) + "".join(self._texts))
+
+
+def _header(columns: Sequence[str]) -> str:
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(
+    csv.writer(buffer, lineterminator="\n").writerow(columns)
+    return buffer.getvalue()
+
+
+def _lines(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
+    buffer = io.StringIO()
+    csv.DictWriter(buffer, columns, lineterminator="\n").writerows(
         {name: csv_cell(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
         for row in rows
     )
-    write_text(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 # Columns of metrics.csv that begin so, or end so, form a group of curves.

@@ -10,6 +10,7 @@ import pytest
 from tests.helpers import PROJECT
 from tests.helpers.drawn_runs import make_run, size_of_png, texts
 from utils.errors import UserError
+from utils.logger import GrowingTable, write_rows
 from utils.plots.runs import (
     compare_runs,
     last_value,
@@ -37,6 +38,36 @@ def test_matrices_are_read_back_exactly(tmp_path):
     assert class_names == ["0", "1"]
     np.testing.assert_array_equal(rounds[3]["labeled_mean"], values)
     assert np.isnan(rounds[4]["labeled_mean"]).all()
+
+
+def test_of_a_cell_written_twice_the_later_counts_and_sources_stay_apart(tmp_path):
+    rows = ["2,a,x,x,5", "1,b,x,y,.5", "1,a,x,x,.1", "1,a,y,x,.2", "1,a,x,x,.3", "1,a,y,z,9"]
+    path = tmp_path / "matrices.csv"
+    path.write_text("\n".join(["round,source,row,column,value", *rows, ""]))
+    rounds, class_names = read_matrices(path)
+    assert class_names == ["x", "y"] and list(rounds) == [1, 2] and list(rounds[1]) == ["a", "b"]
+    nan = np.nan
+    np.testing.assert_array_equal(rounds[1]["a"], [[0.3, nan], [0.2, nan]])
+    np.testing.assert_array_equal(rounds[1]["b"], [[nan, 0.5], [nan, nan]])
+    np.testing.assert_array_equal(rounds[2]["a"], [[5, nan], [nan, nan]])
+
+
+def test_a_growing_table_is_that_of_all_rows_and_makes_each_items_rows_once(tmp_path):
+    made = []
+
+    def rows(item: int) -> list[dict]:
+        made.append(item)
+        return [{"round": item, "value": cell} for cell in (0.1 + item, None, "=evil()")]
+
+    table = GrowingTable(tmp_path / "grown.csv", ("round", "value"))
+    table.write([], rows)
+    assert (tmp_path / "grown.csv").read_text() == "round,value\n"
+    for count in (1, 2, 5):
+        table.write(range(count), rows)
+        write_rows(tmp_path / "whole.csv", sum(map(rows, range(count)), []), ("round", "value"))
+        del made[-count:]  # those of the line above
+        assert (tmp_path / "grown.csv").read_text() == (tmp_path / "whole.csv").read_text()
+    assert made == [0, 1, 2, 3, 4]
 
 
 def test_the_later_row_of_a_round_counts(tmp_path):

@@ -82,11 +82,14 @@ def read_matrices(path: str | os.PathLike) -> tuple[dict[int, dict[str, np.ndarr
     for column in ("row", "column"):
         frame[column] = frame[column].map(from_csv_cell)
     class_names = list(frame["row"].unique())
+    frame = frame[frame["column"].isin(class_names)]
+    groups = frame.groupby(["round", "source"], sort=True)
+    cube = np.full((groups.ngroups, len(class_names), len(class_names)), np.nan)
+    place = {name: number for number, name in enumerate(class_names)}
+    rows, columns = (frame[side].map(place).to_numpy(int) for side in ("row", "column"))
+    cube[groups.ngroup().to_numpy(), rows, columns] = frame["value"]  # the later of two stays
     matrices: dict[int, dict[str, np.ndarray]] = {}
-    for (number, source), cells in frame.groupby(["round", "source"], sort=True):
-        wide = cells.drop_duplicates(["row", "column"], keep="last")
-        wide = wide.pivot(index="row", columns="column", values="value")
-        matrix = wide.reindex(index=class_names, columns=class_names).to_numpy(float)
+    for (number, source), matrix in zip(groups.groups, cube, strict=True):
         matrices.setdefault(int(number), {})[source] = matrix
     return matrices, class_names
 
