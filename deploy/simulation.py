@@ -33,6 +33,7 @@ SETTINGS = {
 }
 STOP_FILE = "stop_clients"
 SECONDS_TO_END = 60.0
+TRIES = 3  # of starting Ray
 # Ray takes 127.0.0.1 for "find out the address that others see"; all of 127 is loopback.
 LOOPBACK = "127.0.0.2"
 
@@ -108,21 +109,35 @@ def simulated_grid(client_app, num_nodes: int, resources: dict[str, float], stop
 
 @contextmanager
 def ray_started() -> Iterator[None]:
-    """On the cluster that RAY_ADDRESS names, or on Ray started on this machine's loopback."""
+    """On the cluster that RAY_ADDRESS names, or on Ray started on this machine's loopback.
+
+    Ray gives itself 30 seconds to start, which a busy machine exceeds: it is started again.
+    Raises `UserError` where it does not come at the last try either.
+    """
     import ray
 
-    alone = {} if os.environ.get("RAY_ADDRESS") else {"_node_ip_address": LOOPBACK}
+    there = bool(os.environ.get("RAY_ADDRESS"))
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    ray.init(
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        # The workers do not know where this program lies.
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},
-        **alone,
-    )
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    try:
+        for left in reversed(range(1 if there else TRIES)):
+            try:
+                ray.init(
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    # The workers do not know where this program lies.
+                    runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},
+                    **({} if there else {"_node_ip_address": LOOPBACK}),
+                )
+                break
+            except Exception as error:
+                ray.shutdown()
+                if not left:
+                    said = " ".join(str(error).split())
+                    raise UserError(f"--engine flower: Ray does not start: {said}") from error
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     try:
         yield
     finally:

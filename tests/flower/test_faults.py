@@ -1,14 +1,17 @@
 """Sites that fail, lie, are late or are not there; a server that stops and goes on."""
 
+import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import ray
 import torch
 from flwr.app import Array, ArrayRecord, Message
 
 from deploy.messages import pack_weights, unpack_weights
+from deploy.simulation import TRIES, ray_started
 from tests.flower.conftest import ROUNDS, Result
 from tests.flower.local_grid import LocalGrid, run_rounds
 from tests.helpers import PROJECT
@@ -151,3 +154,29 @@ def test_weights_travel_without_a_change_and_nothing_else_passes_for_them():
     for record in wrong:
         with pytest.raises(ValueError, match="weights"):
             unpack_weights(record, like)
+
+
+def test_ray_that_is_late_is_started_again_and_one_that_never_comes_is_one_line(monkeypatch):
+    """Ray ends its own start after 30 seconds, which a busy machine takes."""
+    late, starts = [True, False], []
+
+    def start(**_) -> None:
+        starts.append(signal.signal(signal.SIGTERM, signal.SIG_IGN))
+        if late.pop(0):
+            raise Exception("The current node timed out\nduring startup.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", start)
+    ours = signal.getsignal(signal.SIGTERM)
+    with ray_started():
+        assert len(starts) == 2 and signal.getsignal(signal.SIGTERM) is ours
+    late[:] = [True] * 10
+    with pytest.raises(UserError, match="Ray does not start: .* timed out during startup"):
+        with ray_started():
+            raise AssertionError("it never came")
+    assert len(starts) == 2 + TRIES and signal.getsignal(signal.SIGTERM) is ours
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")  # somebody else's: asked once
+    with pytest.raises(UserError, match="Ray does not start"):
+        with ray_started():
+            raise AssertionError("it never came")
+    assert len(starts) == 3 + TRIES
