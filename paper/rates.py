@@ -1,6 +1,6 @@
 """Which learning rate: chosen on validation data, with the labelled clients alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -19,9 +19,9 @@ LAST = 4  # evaluated rounds whose mean is a phase's score
 PHASES = ("until the join", "from the join on")
 
 
-def validated(folder: Path) -> str:
-    """What a run is judged by on its validation data: the task's first headline, as in its log."""
-    return TASKS[every_argument(folder)["task"]].headline[0].removeprefix("test_")
+def validated(flags: Mapping[str, object]) -> str:
+    """What a run of these flags is judged by on validation: the task's first headline."""
+    return TASKS[flags["task"]].headline[0].removeprefix("test_")
 
 
 def phase_scores(folder: Path) -> tuple[float, float]:
@@ -31,7 +31,7 @@ def phase_scores(folder: Path) -> tuple[float, float]:
     where a phase was never evaluated. `UserError` where there are no validation data.
     """
     flags, metrics = every_argument(folder), read_metrics(folder / "metrics.csv")
-    column = f"val_{validated(folder)}"
+    column = f"val_{validated(flags)}"
     if column not in metrics or metrics[column].isna().all():
         raise UserError(f"{folder}/metrics.csv: no round has {column}; give --csv_file_val")
     joined = metrics["round"] * flags["local_ep"] > flags["join_epoch"]
@@ -45,7 +45,7 @@ def write_rates(
     item: Item, groups: Sequence[SettingRuns], preset: str, stem: Path
 ) -> tuple[str, list[Path]]:
     """Write STEM.md and .csv: a row per rate with its phase's score; the best of each is named."""
-    score = validated(next(iter(groups[0].folders.values())))
+    score = validated(every_argument(next(iter(groups[0].folders.values()))))
     title = METRIC_TITLES.get(f"test_{score}") or VOLUME_METRICS[score]
     header = ["phase", "flag", "value", "runs", f"validation {title}"]
     rows, means = [], {}

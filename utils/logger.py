@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from utils.files import write_text
 from utils.plots.style import matrix_picture
+from utils.table_files import to_csv
 from utils.tables.log_lines import NOTE_MARK
 from utils.text import csv_cell, printable
 
@@ -132,7 +133,7 @@ def write_rows(path: Path, rows: Sequence[Mapping], columns: Sequence[str] = ())
             if name not in columns:
                 columns.insert(place, name)
             place = columns.index(name) + 1
-    write_text(path, _header(columns) + _lines(rows, columns))
+    write_text(path, to_csv(columns, [], exact=True) + _lines(rows, columns))
 
 
 class GrowingTable:
@@ -147,13 +148,7 @@ class GrowingTable:
     def write(self, items: Sequence, rows: Callable[[object], Sequence[Mapping]]) -> None:
         """`items` are those of the last call and perhaps more; `rows` makes the rows of one."""
         self._texts += [_lines(rows(item), self.columns) for item in items[len(self._texts) :]]
-        write_text(self.path, _header(self.columns) + "".join(self._texts))
-
-
-def _header(columns: Sequence[str]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(columns)
-    return buffer.getvalue()
+        write_text(self.path, to_csv(self.columns, [], exact=True) + "".join(self._texts))
 
 
 def _lines(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
