@@ -32,12 +32,32 @@ def current_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     }
 
 
+class DenseBlock(nn.ModuleDict):
+    """torchvision's dense block: the same layers under the same names, numbers equal to the bit.
+
+    There, each layer concatenates all maps before it anew, and a map's gradient is added up over
+    all layers behind it: L (L + 1) / 2 additions. Here each map is appended to those before it, and
+    the gradient of all of them is added once a layer.
+    """
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """maps (B, C, H, W) -> (B, C + 32 L, H, W), the maps of L layers behind those given."""
+        for layer in self.values():
+            bottleneck = layer.conv1(layer.relu1(layer.norm1(maps)))
+            new = layer.conv2(layer.relu2(layer.norm2(bottleneck)))
+            maps = torch.cat([maps, new], dim=1)
+        return maps
+
+
 def build_densenet121(num_outputs: int) -> DenseNet:
     """torchvision's DenseNet121 with `classifier` = Sequential(Linear(1024, num_outputs)).
 
-    The dense layers' own dropout is off (drop_rate 0); the weights are random.
+    The dense layers' own dropout is left out; the weights are random.
     """
     network = densenet121(weights=None, drop_rate=0)
+    for name, child in list(network.features.named_children()):
+        if name.startswith("denseblock"):
+            setattr(network.features, name, DenseBlock(child))
     network.classifier = nn.Sequential(nn.Linear(NUM_FEATURES, num_outputs))
     return network
 

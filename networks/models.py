@@ -1,7 +1,7 @@
 """The networks that clients train: what all have alike, and those of images."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -42,6 +42,23 @@ class SeededDropout(nn.Module):
         return activations * (noise >= self.drop_rate) / (1 - self.drop_rate)
 
 
+class BatchNorm2d(nn.BatchNorm2d):
+    """torch's, but that its count of batches is left to the network: a launch of its own for each
+    layer and pass would be 121 a pass of DenseNet121, and one for all of them does."""
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return functional.batch_norm(
+            maps,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training,
+            self.momentum,
+            self.eps,
+        )
+
+
 class Network(nn.Module):
     """A backbone, one dropout and a head: what a trainer asks of the network it is given.
 
@@ -60,20 +77,31 @@ class Network(nn.Module):
         self._compile_options: dict = {}
         self._recorded: RecordedPasses | None = None
         self._twin: list[Network] = []  # in a list: a submodule would enter the state dict
+        self._batchnorms: list[nn.BatchNorm2d] | None = None  # likewise; found at the first use
 
     @property
     def batchnorm_momentum(self) -> float | None:
         """The share of a batch in BatchNorm's running statistics, one for all its layers; None
         where there are none."""
-        return next((module.momentum for module in self._batchnorms()), None)
+        return next((module.momentum for module in self.batchnorms()), None)
 
     @batchnorm_momentum.setter
     def batchnorm_momentum(self, momentum: float | None) -> None:
-        for module in self._batchnorms():
+        for module in self.batchnorms():
             module.momentum = momentum
 
-    def _batchnorms(self) -> Iterator[nn.Module]:
-        return (module for module in self.modules() if isinstance(module, nn.BatchNorm2d))
+    def batchnorms(self) -> Sequence[nn.BatchNorm2d]:
+        """Its BatchNorm layers; looked for once, since that takes longer than to count them all."""
+        if self._batchnorms is None:
+            self._batchnorms = [each for each in self.modules() if isinstance(each, nn.BatchNorm2d)]
+        return self._batchnorms
+
+    def _count_batch(self) -> None:
+        counts = [
+            norm.num_batches_tracked for norm in self.batchnorms() if isinstance(norm, BatchNorm2d)
+        ]
+        if counts:
+            torch._foreach_add_(counts, 1)
 
     @classmethod
     def find_published(cls) -> Path:
@@ -153,6 +181,8 @@ class Network(nn.Module):
     def pooled(self, inputs: torch.Tensor) -> torch.Tensor:
         """inputs (B, ...) -> features in float32, before dropout; recorded or compiled where it was
         prepared."""
+        if self.training:
+            self._count_batch()
         if self._recorded and (recorded := self._recorded.find(self, inputs)):
             return recorded(inputs)
         prepared = self._compiled and len(inputs) == self._compiled_sizes[self.training]
@@ -193,8 +223,7 @@ class ImageClassifier(Network):
                 raise ValueError(f"one of {choices} is wanted, not {value!r}")
         self.num_outputs = out_size + (mode == "U-MultiClass")
         self.build_backbone()
-        if norm == "group":
-            use_group_norm(self)
+        use_norm(self, norm)
         attends = attention == "self"
         self.attention = SelfAttention(self.num_features) if attends else nn.Identity()
 
@@ -283,11 +312,16 @@ class ResNet18(ImageClassifier):
         return net.layer4(net.layer3(net.layer2(net.layer1(maps))))
 
 
-def use_group_norm(module: nn.Module) -> None:
-    """Put group normalisation (Wu and He, ECCV 2018; 32 groups) in the place of every BatchNorm2d
-    below `module`: it keeps no statistics that clients could disagree about."""
+def use_norm(module: nn.Module, norm: str) -> None:
+    """Put `norm` in the place of every nn.BatchNorm2d below `module`, fresh.
+
+    "batch": the same, counted by the network. "group": group normalisation (Wu and He, ECCV 2018;
+    32 groups), which keeps no statistics that clients could disagree about.
+    """
     for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
+        if not isinstance(child, nn.BatchNorm2d):
+            use_norm(child, norm)
+        elif norm == "group":
             setattr(module, name, nn.GroupNorm(GROUPS, child.num_features))
         else:
-            use_group_norm(child)
+            setattr(module, name, BatchNorm2d(child.num_features, child.eps, child.momentum))

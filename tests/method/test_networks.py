@@ -13,6 +13,7 @@ from networks.devices import place_network
 from networks.kinds import build_network
 from networks.models import DenseNet121, ResNet18, SeededDropout
 from networks.saved import load_model, load_weights, model_content, starting_weights
+from tests.helpers.small_clients import assert_identical
 from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
 
@@ -88,6 +89,25 @@ def test_eval_outputs_equal_torchvisions(net, images):
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(reference.classifier(activations), expected)
     net.train()
+
+
+def test_training_passes_give_torchvisions_numbers(images):
+    """BatchNorm's statistics and counts to the bit; gradients may be added up in another layout."""
+    torch.manual_seed(3)
+    ours, theirs = DenseNet121(5), densenet121(weights=None)
+    theirs.features.load_state_dict(ours.densenet121.features.state_dict())
+    for _ in range(2):
+        features = ours(images)[0]
+        expected = torch.nn.functional.relu(theirs.features(images)).mean(dim=(2, 3))
+        assert torch.equal(features, expected)
+        features.square().sum().backward(), expected.square().sum().backward()
+    for one, other in zip(
+        ours.densenet121.features.parameters(), theirs.features.parameters(), strict=True
+    ):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-6)
+    wanted = theirs.features.state_dict()
+    assert_identical(dict(ours.densenet121.features.state_dict()), dict(wanted))
+    assert wanted["norm5.num_batches_tracked"] == 2
 
 
 def test_channels_last_changes_speed_only(net, spare, images):
