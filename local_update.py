@@ -182,7 +182,7 @@ class LocalUpdate:
             betas = (args.adam_beta1, args.adam_beta2)
             optimizer = torch.optim.Adam(parameters, betas=betas, **common)
         if self.optimizer_state is not None:
-            optimizer.load_state_dict(copy_tensors(self.optimizer_state))
+            optimizer.load_state_dict(copy_tensors(self.optimizer_state, net_device(net)))
             optimizer.param_groups[0]["lr"] = learning_rate
         if args.clip_gradients:
             optimizer.register_step_pre_hook(

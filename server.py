@@ -9,7 +9,7 @@ import torch
 from confuse_matrix import RelationMatrix, average_matrices
 from local_update import ClientUpdate
 from robust import AGGREGATES
-from utils.tensors import to_host
+from utils.tensors import placed, to_host
 
 ROW_TOLERANCE = 1e-3  # how far the sum of a relation matrix's row may be from 1
 Averaged = tuple[dict[str, torch.Tensor], list[ClientUpdate]]
@@ -136,11 +136,6 @@ class Server:
     def pictures(self, reports: Sequence[ClientUpdate]) -> dict[str, torch.Tensor]:
         """Matrices (C, C) for a round's figures, by their source in matrices.csv; NaN: no value."""
         return {}
-
-
-def placed(weights: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """The weights on `device`; those that are there already are not copied."""
-    return {name: value.to(device) for name, value in weights.items()}
 
 
 class RelationServer(Server):

@@ -30,6 +30,7 @@ from utils.schema import (
     text,
     whole,
 )
+from utils.tensors import to_host
 
 SHARED_TYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
 LONGEST_HEADER = 1024  # bytes of an array's own description
@@ -78,7 +79,7 @@ INTRODUCTION = record(
 
 def pack_weights(weights: Mapping[str, torch.Tensor]) -> ArrayRecord:
     """A state dict as the bytes of its entries, one after the other, in one array."""
-    parts = [value.detach().cpu().contiguous().reshape(-1) for value in weights.values()]
+    parts = [value.contiguous().reshape(-1) for value in to_host(weights).values()]
     return ArrayRecord(
         {"weights": Array(torch.cat([part.view(torch.uint8) for part in parts]).numpy())}
     )

@@ -14,8 +14,8 @@ from FedAvg import FedAvg
 from local_supervised import SupervisedLocalUpdate
 from local_update import IGNORED, ClientUpdate, LocalUpdate, StepLog, take_step
 from networks.models import Network
-from server import Averaged, Participant, Server, placed
-from utils.tensors import copy_weights, net_device, set_tensors, to_host
+from server import Averaged, Participant, Server
+from utils.tensors import copy_weights, net_device, placed, set_tensors, to_host
 
 COUNTS = "class_counts"  # int64 (C,): how many images a client trained on as each class
 THRESHOLDS, TAIL = "class_thresholds", "tail_classes"  # float32 and bool (C,): what follows of them

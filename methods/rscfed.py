@@ -14,9 +14,9 @@ from FedAvg import FedAvg
 from local_unsupervised import UnsupervisedLocalUpdate, update_ema_variables
 from local_update import ClientUpdate, StepLog, take_step
 from networks.models import Network
-from server import Averaged, Participant, RelationServer, placed
+from server import Averaged, Participant, RelationServer
 from utils.losses import rows
-from utils.tensors import generator, net_device
+from utils.tensors import generator, net_device, placed
 
 StateDict = dict[str, torch.Tensor]
 

@@ -23,7 +23,7 @@ from utils.schema import (
     text,
     whole,
 )
-from utils.tensors import find_non_finite
+from utils.tensors import find_non_finite, to_host
 
 
 def model_content(
@@ -40,7 +40,7 @@ def model_content(
     DICOM files became images where that is known. round: the round that made the weights.
     """
     return {
-        "state_dict": {name: value.detach().cpu() for name, value in weights.items()},
+        "state_dict": to_host(weights),
         "class_names": list(class_names),
         "architecture": dict(architecture),
         "preprocessing": dict(preprocessing),

@@ -302,7 +302,7 @@ def stored_bytes(folder: Path) -> int:
 def _pack(state: RunState) -> dict:
     weights, shared, next_round = state.progress
     return {
-        "weights": {name: value.detach().cpu() for name, value in weights.items()},
+        "weights": to_host(weights),
         "shared": shared,
         "server": state.server,
         "next_round": next_round,

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 
@@ -26,10 +27,7 @@ def net_device(net: torch.nn.Module) -> torch.device:
 
 def copy_weights(net: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A copy of the whole state dict, on the network's device."""
-    weights = net.state_dict()
-    copies = {name: torch.empty_like(value) for name, value in weights.items()}
-    set_tensors(copies, weights)
-    return copies
+    return copy_tensors(dict(net.state_dict()))
 
 
 @torch.no_grad()
@@ -38,14 +36,60 @@ def set_tensors(targets: Mapping[str, torch.Tensor], values: Mapping[str, torch.
 
     Every target must be among the values (`KeyError`), of the same shape (`RuntimeError`).
     """
-    for dtype in {value.dtype for value in targets.values()}:  # one launch has one type
-        names = [name for name, value in targets.items() if value.dtype == dtype]
-        torch._foreach_copy_([targets[name] for name in names], [values[name] for name in names])
+    places = defaultdict(list)
+    for name, target in targets.items():
+        places[target.device, target.dtype].append(name)  # one launch has one type
+    for (device, _), names in places.items():
+        near = placed([values[name] for name in names], device)
+        torch._foreach_copy_([targets[name] for name in names], near)
 
 
 def copy_tensors(value, device: torch.device | None = None):
     """A deep copy of nested dicts and lists of tensors and plain types, tensors on `device`."""
-    return map_tensors(lambda tensor: tensor.detach().to(device=device, copy=True), value)
+    return _with_copies(value, device, lambda tensor: True)
+
+
+def placed(value, device: torch.device):
+    """`value` with the tensors that are elsewhere copied to `device`, together."""
+    return _with_copies(value, device, lambda tensor: tensor.device != device)
+
+
+@torch.no_grad()
+def _with_copies(value, device: torch.device | None, wanted: Callable[[torch.Tensor], bool]):
+    """`value` with copies, on `device`, of the `wanted` tensors: few launches on one device, one
+    transfer between two for all tensors of a type."""
+    places = defaultdict(dict)
+    for _, tensor in named_tensors(value):
+        if wanted(tensor):
+            places[tensor.device, tensor.dtype][id(tensor)] = tensor.detach()
+    copies: dict[int, torch.Tensor] = {}
+    for (source, _), group in places.items():
+        if device in (None, source):
+            made = [torch.empty_like(tensor) for tensor in group.values()]
+            torch._foreach_copy_(made, list(group.values()))
+        else:
+            made = _transferred(list(group.values()), device)
+        copies |= zip(group, made, strict=True)
+    return map_tensors(lambda tensor: copies.get(id(tensor), tensor.detach()), value)
+
+
+def _transferred(tensors: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """Copies of tensors of one device and type on another `device`, as parts of one flat tensor."""
+    dense = [tensor if _is_dense(tensor) else tensor.contiguous() for tensor in tensors]
+    flat = torch.cat([tensor.as_strided((tensor.numel(),), (1,)) for tensor in dense]).to(device)
+    parts = flat.split([tensor.numel() for tensor in dense])
+    return [
+        part.as_strided(tensor.shape, tensor.stride())
+        for part, tensor in zip(parts, dense, strict=True)
+    ]
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether its elements lie side by side, in any of the orders that networks use."""
+    orders = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return tensor.is_contiguous() or (
+        tensor.dim() in orders and tensor.is_contiguous(memory_format=orders[tensor.dim()])
+    )
 
 
 LARGEST_FLOAT32 = torch.finfo(torch.float32).max
@@ -72,13 +116,15 @@ def to_host(value):
 
     The copies run on a stream of their own, beside what other threads ask of the GPU meanwhile.
     """
-    devices = {tensor.device for _, tensor in named_tensors(value) if tensor.is_cuda}
+    on_gpus = [tensor for _, tensor in named_tensors(value) if tensor.is_cuda]
     with ExitStack() as copying:
-        for device in devices:
+        for device in {tensor.device for tensor in on_gpus}:
             stream = torch.cuda.Stream(device)
             stream.wait_stream(torch.cuda.current_stream(device))
             copying.enter_context(torch.cuda.stream(stream))
-        return map_tensors(lambda tensor: tensor.detach().cpu(), value)
+        for tensor in on_gpus:
+            tensor.record_stream(torch.cuda.current_stream(tensor.device))
+        return placed(value, torch.device("cpu"))
 
 
 def named_tensors(value, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:

@@ -12,6 +12,7 @@ from tests.helpers.small_clients import assert_identical
 from tests.paper_gpu.gpus import paper_gpus
 from tests.paper_gpu.rounds import CPU, train_rounds
 from tests.paper_gpu.tensors import DeviceError
+from utils.tensors import copy_tensors, to_host
 
 GPUS = [torch.device("cuda", number) for number in range(2)]
 PLACES = {
@@ -121,6 +122,12 @@ BUGS = {
         "",
         "device",
     ),
+    "memories are given back while they are gathered": (
+        "utils.tensors",
+        "            tensor.record_stream(torch.cuda.current_stream(tensor.device))\n",
+        "            pass\n",
+        "device",
+    ),
     "images are read before they are copied": (
         "dataloaders.pixels",
         "        using.wait_event(copied)\n",
@@ -141,8 +148,8 @@ BUGS = {
     ),
     "models of two GPUs are averaged where they are": (
         "server",
-        "{name: value.to(device) for name, value in weights.items()}",
-        "dict(weights)",
+        "yield placed(update.weights, device), share",
+        "yield update.weights, share",
         "two",
     ),
     "matrices of two GPUs are averaged where they are": (
@@ -197,3 +204,20 @@ def test_a_planted_fault_is_caught(bug, monkeypatch, on_the_processor):
     with pytest.raises((DeviceError, AssertionError)) as caught:
         check(places, on_the_processor)
     assert str(caught.value)
+
+
+def test_what_a_client_remembers_travels_in_one_copy_a_type():
+    """Its 1,456 tensors, in the order in which they lie in memory."""
+    maps = torch.arange(48.0).view(2, 3, 4, 2).contiguous(memory_format=torch.channels_last)
+    memory = {
+        "teacher": {"conv": maps, "bias": torch.arange(5.0), "every other": torch.arange(8.0)[::2]},
+        "steps": [torch.tensor(3), torch.tensor(4), 5],
+    }
+    with paper_gpus() as bench:
+        there = copy_tensors(memory, GPUS[0])
+        up = bench.launches["_to_copy"]
+        back = to_host(there)
+        down = bench.launches["_to_copy"] - up
+    assert (up, down) == (2, 2)
+    assert_identical(back, memory)
+    assert back["teacher"]["conv"].stride() == maps.stride()
