@@ -200,7 +200,7 @@ def check_values(args: argparse.Namespace) -> None:
             f"--compile {args.compile}: clients of --engine {args.engine} train uncompiled; "
             "leave it out"
         )
-    if args.state_every != 1 and args.engine != "loop":
+    if args.state_every > 1 and args.engine != "loop":
         raise UserError(
             f"--state_every {args.state_every}: only with --engine loop; clients elsewhere "
             "remember their last two rounds alone"

@@ -5,6 +5,7 @@ import shlex
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ from record.opening import (
     peak_memory,
     plain_args,
 )
+from record.pace import SECONDS_BETWEEN_FIGURES, SECONDS_BETWEEN_STATES, Pace
 from record.rounds import MATRIX_COLUMNS, RoundMatrices, is_scored, matrices_rows, round_row
 from record.state import (
     ClientStore,
@@ -46,11 +48,9 @@ from utils.checkpoint import save_checkpoint
 from utils.commands import command_line
 from utils.errors import UserError
 from utils.files import FolderLock, sweep_temporary_files, write_text
-from utils.logger import Curves, GrowingTable, RunLog, write_rows
+from utils.logger import Curves, GrowingTable, RunLog
 from utils.plots.runs import rebuild_figures
 from utils.tables import log_lines
-
-SECONDS_BETWEEN_STATES = 60.0  # where --state_every goes by the clock
 
 
 class Run:
@@ -61,7 +61,6 @@ class Run:
         self.folder = folder
         self.folder_lock = folder_lock
         self.history: list[dict] = []
-        self.matrix_table = GrowingTable(folder / "matrices.csv", MATRIX_COLUMNS)
         self.matrices: list[RoundMatrices] = []
         self.identity: dict[str, str] = {}
         self.environment: dict = {}
@@ -70,10 +69,14 @@ class Run:
         self.server: Server | None = None  # from `restore` on
         self.task: Task | None = None  # from `begin` on
         self.exchange: Exchange | None = None  # likewise
+        self.tables: list[GrowingTable] = []  # likewise: metrics.csv, matrices.csv
         self.curves: Curves | None = None
         self.log = RunLog()
         self.unsaved: RunState | None = None  # of the last round, where --state_every left it out
-        self.saved_at = time.monotonic()
+        # A client elsewhere goes back by two rounds at most.
+        state_every = args.state_every if args.engine == "loop" else 1
+        self.state_pace = Pace(state_every, SECONDS_BETWEEN_STATES)
+        self.figure_pace = Pace(args.figure_every, SECONDS_BETWEEN_FIGURES)
         self.costs: list[float] = []  # of each round beside the others, from `begin` on
 
     def say(self, text: str) -> None:
@@ -90,7 +93,8 @@ class Run:
             command = shlex.join(["flwr", "run", ".", "--run-config", f"flags={json.dumps(flags)}"])
         kept = "finished rounds are kept"
         if self.unsaved is not None:
-            kept = f"rounds are kept up to the last state (--state_every {self.args.state_every})"
+            often = self.args.state_every or "0: one a minute"
+            kept = f"rounds are kept up to the last state (--state_every {often})"
         return f"{kept}: go on with {command}"
 
     def close(self) -> None:
@@ -154,6 +158,11 @@ class Run:
         Raises `UserError` where the states of the run will not fit on the disk.
         """
         self.task = task
+        rows_of_matrices = partial(matrices_rows, class_names=data.class_names)
+        self.tables = [
+            GrowingTable(self.folder / "metrics.csv"),
+            GrowingTable(self.folder / "matrices.csv", MATRIX_COLUMNS, rows_of_matrices),
+        ]
         one_model = model_bytes(networks[0])
         evaluated = sum(len(images) for images in (data.val, data.test) if images is not None)
         self.costs = round_costs(self.args, self.server, clients, evaluated)
@@ -205,7 +214,7 @@ class Run:
             self.say(overlap)
         if self.history:
             # A kill may have fallen between the state of a round and the tables made from it.
-            self._write_tables(data.class_names)
+            self._write_tables()
 
     def compiled(self, mode: str) -> None:
         """Note in env.json how the backbones are run: "off", "on" or "graphs"."""
@@ -228,19 +237,12 @@ class Run:
 
     def start_round(self, round: int, active: Sequence[LocalUpdate]) -> float:
         """Open the round in the log and on the terminal; the time it began."""
-        self.store.saving = self._is_saved(round)
+        # A state is kept of after this round.
+        self.store.saving = round + 1 == self.args.rounds or self.state_pace.is_due(round)
         title = f"round {round + 1}/{self.args.rounds}" if self.args.progress else None
         self.log.record(log_lines.begin_round_lines(round))
         self.exchange.start_round(active, [row["clients_skipped"] for row in self.history], title)
         return time.perf_counter()
-
-    def _is_saved(self, round: int) -> bool:
-        """Whether a state is kept of after this round."""
-        if round + 1 == self.args.rounds:
-            return True
-        if self.args.state_every:
-            return (round + 1) % self.args.state_every == 0
-        return time.monotonic() - self.saved_at > SECONDS_BETWEEN_STATES
 
     def finish_round(
         self,
@@ -270,11 +272,13 @@ class Run:
         self.history.append(row)
         self.matrices.append(RoundMatrices.of_round(round, self.server.pictures(reports)))
         self._save(progress, data, last)
-        self._write_tables(data.class_names)
-        self._add_to_curves(data.class_names)
+        self._write_tables()
+        drawn = self.figure_pace.is_due(round)
+        self._add_to_curves(data.class_names, drawn)
         self.say(round_line(self.history, self.costs, last))
-        if progress.next_round % self.args.figure_every == 0:
+        if drawn:
             rebuild_figures(self.folder)
+            self.figure_pace.done()
 
     def _evaluate(self, networks: Sequence[Network], data: FederatedData) -> dict[str, float]:
         numbers: dict[str, float] = {}
@@ -303,7 +307,8 @@ class Run:
 
     def _save_state(self) -> None:
         self.states.save(self.unsaved)
-        self.unsaved, self.saved_at = None, time.monotonic()
+        self.unsaved = None
+        self.state_pace.done()
 
     def _save_weights(
         self, weights: dict[str, torch.Tensor], data: FederatedData, round: int
@@ -321,20 +326,18 @@ class Run:
     def _checkpoint(self, round: int) -> Path:
         return self.folder / "checkpoints" / f"epoch_{round}.pth"
 
-    def _write_tables(self, class_names: Sequence[str]) -> None:
-        write_rows(self.folder / "metrics.csv", self.history)
-        # Without a row, of methods that share no matrix.
-        self.matrix_table.write(
-            self.matrices, lambda matrices: matrices_rows(matrices, class_names)
-        )
+    def _write_tables(self) -> None:
+        # matrices.csv has no row where a method shares no matrix.
+        for table, items in zip(self.tables, (self.history, self.matrices), strict=True):
+            table.write(items)
 
-    def _add_to_curves(self, class_names: Sequence[str]) -> None:
+    def _add_to_curves(self, class_names: Sequence[str], with_matrices: bool) -> None:
         row = self.history[-1]
         if self.curves is None:
             self.curves = Curves(self.folder / "tb", row["round"])
             self.curves.hyperparameters(plain_args(self.args), (*self.task.headline, "loss"))
         self.curves.scalars(row, row["round"])
-        if (row["round"] + 1) % self.args.figure_every == 0:
+        if with_matrices:
             for name, matrix in self.matrices[-1].means.items():
                 self.curves.matrix(name, matrix, class_names, row["round"])
         self.curves.flush()

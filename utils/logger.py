@@ -120,44 +120,52 @@ class RunLog:
                 handler.close()
 
 
-def write_rows(path: Path, rows: Sequence[Mapping], columns: Sequence[str] = ()) -> None:
-    """Write `rows` as CSV, whole or not at all, with `columns` whether or not a row has them; a
-    column that a later row brings stands where that row has it.
-
-    None becomes an empty cell; floats are written so that they read back exactly.
-    """
-    columns = list(columns)
-    for names in dict.fromkeys(map(tuple, rows)):
-        place = 0
-        for name in names:
-            if name not in columns:
-                columns.insert(place, name)
-            place = columns.index(name) + 1
-    write_text(path, to_csv(columns, [], exact=True) + _lines(rows, columns))
-
-
 class GrowingTable:
-    """A CSV file that only ever grows: written whole or not at all as by `write_rows`, while each
-    of its items is turned into text once."""
+    """A CSV file that only ever grows: written whole or not at all, while each of its items is
+    turned into text once.
 
-    def __init__(self, path: Path, columns: Sequence[str]):
+    rows: makes the rows of an item. columns: stand there whether or not a row has them; a column
+    that a later row brings stands where that row has it. None becomes an empty cell; floats are
+    written so that they read back exactly.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        columns: Sequence[str] = (),
+        rows: Callable[[object], Sequence[Mapping]] = lambda item: [item],
+    ):
         self.path = path
-        self.columns = columns
+        self.columns = list(columns)
+        self.rows = rows
         self._texts: list[str] = []
 
-    def write(self, items: Sequence, rows: Callable[[object], Sequence[Mapping]]) -> None:
-        """`items` are those of the last call and perhaps more; `rows` makes the rows of one."""
-        self._texts += [_lines(rows(item), self.columns) for item in items[len(self._texts) :]]
+    def write(self, items: Sequence) -> None:
+        """`items` are those of the last call and perhaps more."""
+        added = [self.rows(item) for item in items[len(self._texts) :]]
+        if self._add_columns(added) and self._texts:
+            self._texts.clear()
+            added = [self.rows(item) for item in items]
+        self._texts += [self._text(rows) for rows in added]
         write_text(self.path, to_csv(self.columns, [], exact=True) + "".join(self._texts))
 
+    def _add_columns(self, added: Sequence[Sequence[Mapping]]) -> bool:
+        before = len(self.columns)
+        for names in dict.fromkeys(tuple(row) for rows in added for row in rows):
+            place = 0
+            for name in names:
+                if name not in self.columns:
+                    self.columns.insert(place, name)
+                place = self.columns.index(name) + 1
+        return len(self.columns) > before
 
-def _lines(rows: Sequence[Mapping], columns: Sequence[str]) -> str:
-    buffer = io.StringIO()
-    csv.DictWriter(buffer, columns, lineterminator="\n").writerows(
-        {name: csv_cell(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
-        for row in rows
-    )
-    return buffer.getvalue()
+    def _text(self, rows: Sequence[Mapping]) -> str:
+        buffer = io.StringIO()
+        csv.DictWriter(buffer, self.columns, lineterminator="\n").writerows(
+            {name: csv_cell(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
+            for row in rows
+        )
+        return buffer.getvalue()
 
 
 # Columns of metrics.csv that begin so, or end so, form a group of curves.

@@ -29,7 +29,7 @@ ROUNDS = 3
 # The slides' preset at a size that trains in seconds: the unlabelled client joins in round 1.
 SMALL = (
     f"--pretrained 0 --image_size 32 --batch_size 4 --local_ep 1 --rounds {ROUNDS} "
-    "--num_users 3 --join_epoch 0 --cache ram --figure_every 100"
+    "--num_users 3 --join_epoch 0 --cache ram --figure_every 100 --state_every 1"
 ).split()
 LOG_LINES = [
     r"STAMP Supervised Client: (?P<client>\d)",

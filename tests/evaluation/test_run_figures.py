@@ -10,7 +10,7 @@ import pytest
 from tests.helpers import PROJECT
 from tests.helpers.drawn_runs import make_run, size_of_png, texts
 from utils.errors import UserError
-from utils.logger import GrowingTable, write_rows
+from utils.logger import GrowingTable
 from utils.plots.runs import (
     compare_runs,
     last_value,
@@ -52,22 +52,36 @@ def test_of_a_cell_written_twice_the_later_counts_and_sources_stay_apart(tmp_pat
     np.testing.assert_array_equal(rounds[2]["a"], [[5, nan], [nan, nan]])
 
 
-def test_a_growing_table_is_that_of_all_rows_and_makes_each_items_rows_once(tmp_path):
+def test_a_growing_table_makes_each_items_rows_once(tmp_path):
     made = []
 
     def rows(item: int) -> list[dict]:
         made.append(item)
         return [{"round": item, "value": cell} for cell in (0.1 + item, None, "=evil()")]
 
-    table = GrowingTable(tmp_path / "grown.csv", ("round", "value"))
-    table.write([], rows)
-    assert (tmp_path / "grown.csv").read_text() == "round,value\n"
+    path = tmp_path / "grown.csv"
+    table = GrowingTable(path, ("round", "value"), rows)
+    table.write([])
+    assert path.read_text() == "round,value\n"
     for count in (1, 2, 5):
-        table.write(range(count), rows)
-        write_rows(tmp_path / "whole.csv", sum(map(rows, range(count)), []), ("round", "value"))
-        del made[-count:]  # those of the line above
-        assert (tmp_path / "grown.csv").read_text() == (tmp_path / "whole.csv").read_text()
+        table.write(range(count))
+        lines = [
+            f"{item},{cell}\n" for item in range(count) for cell in (item + 0.1, "", "'=evil()")
+        ]
+        assert path.read_text() == "round,value\n" + "".join(lines)
     assert made == [0, 1, 2, 3, 4]
+
+
+def test_a_growing_table_takes_columns_that_come_later(tmp_path):
+    """Where the row that brings them has them; what was written before is written anew."""
+    path, rows = tmp_path / "grown.csv", [{"round": 0, "loss": 0.5}]
+    table = GrowingTable(path)
+    table.write(rows)
+    rows.append({"round": 1, "test_auroc": 0.75, "loss": 0.25})
+    table.write(rows)
+    assert path.read_text() == "round,test_auroc,loss\n0,,0.5\n1,0.75,0.25\n"
+    table.write([*rows, {"round": 2}])
+    assert path.read_text() == "round,test_auroc,loss\n0,,0.5\n1,0.75,0.25\n2,,\n"
 
 
 def test_the_later_row_of_a_round_counts(tmp_path):

@@ -15,7 +15,7 @@ from utils.errors import run_command
 
 SMALL = ["--preset", "paper", "--pretrained", "0", "--image_size", "32", "--batch_size", "4"]
 SMALL += ["--num_users", "4", "--rounds", "3", "--gpu", "cpu", "--progress", "0"]
-SMALL += ["--consistency_rampup", "2", "--figure_every", "1000"]
+SMALL += ["--consistency_rampup", "2", "--figure_every", "1000", "--state_every", "1"]
 
 
 class Ended(NamedTuple):

@@ -1,9 +1,12 @@
 """`--state_every`: fewer states, and a stopped run that ends in the same bits all the same."""
 
 import os
+from argparse import Namespace
 
 import pytest
 
+from options import args_parser
+from record.pace import Pace
 from record.run import Run
 from tests.reliability.conftest import SMALL, refused
 from tests.torture.runs import differences, outcome, whole_states
@@ -50,10 +53,35 @@ def test_a_stopped_run_ends_in_the_same_bits(
     assert kept == len(os.listdir(tmp_path / "whole" / "checkpoints" / "clients"))
 
 
-def test_by_the_clock_a_short_run_keeps_its_last_state_alone(train, phantom_folder, tmp_path):
+def test_at_a_pace(monkeypatch):
+    """By rounds where they are told; else at first, and then never twice within the time."""
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    by_rounds, by_clock = Pace(3, 60.0), Pace(0, 60.0)
+    assert [round for round in range(7) if by_rounds.is_due(round)] == [2, 5]
+    found = []
+    for round, seconds in enumerate((30, 40, 50, 5, 56)):
+        now[0] += seconds
+        if by_clock.is_due(round):
+            found.append(round)
+            by_clock.done()
+    assert found == [0, 2, 4]
+
+
+def test_by_the_clock_unless_told_otherwise(tmp_path):
+    args = args_parser(["--preset", "demo"])
+    assert (args.state_every, args.figure_every) == (0, 0)
+    for engine in ("loop", "sites"):  # clients at sites go back by two rounds at most
+        run = Run(Namespace(**vars(args) | {"engine": engine}), tmp_path, None)
+        run.state_pace.done()
+        assert run.state_pace.is_due(0) is (engine == "sites")
+        run.log.close(), run.store.close()
+
+
+def test_by_the_clock_a_short_run_keeps_its_first_and_last_state(train, phantom_folder, tmp_path):
     flags = [*SMALL, *phantom_folder.flags(), "--state_every", 0, "--run_dir", tmp_path / "run"]
     assert train(*flags).status == 0
-    assert whole_states(tmp_path / "run") == [3]
+    assert whole_states(tmp_path / "run") == [1, 3]
     ended = train("--resume", tmp_path / "run", "--rounds", 4)
     assert ended.status == 0 and "going on with round 3 of 4" in ended.said
 

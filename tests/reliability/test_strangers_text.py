@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.helpers import PROJECT
-from utils.logger import write_rows
+from utils.logger import GrowingTable
 from utils.metrics.predictions import Predictions, read_predictions, write_predictions
 from utils.plots.runs import read_matrices
 from utils.table_files import to_csv, to_latex, to_markdown
@@ -60,7 +60,7 @@ def test_predictions_and_matrices_come_back_as_they_were(tmp_path):
         for a in classes[:2]
         for b in classes[:2]
     ]
-    write_rows(tmp_path / "m.csv", cells)
+    GrowingTable(tmp_path / "m.csv").write(cells)
     assert read_matrices(tmp_path / "m.csv")[1] == ["=evil()", "'=odd"]
     assert ",=" not in (tmp_path / "m.csv").read_text()
 

@@ -58,7 +58,12 @@ def make_data(folder: Path, patients: int = 22, size: int = 32) -> list[str]:
     flags |= {"root_path": folder / "images", "cache_dir": folder / "cache", "image_size": size}
     flags |= {"preset": "paper", "pretrained": 0, "gpu": "cpu", "progress": 0}
     flags |= {"num_users": 4, "rounds": ROUNDS, "batch_size": 4}
-    flags |= {"figure_every": 1000, "consistency_rampup": 2, "entropy_threshold": 1.6}
+    flags |= {
+        "figure_every": 1000,
+        "state_every": 1,
+        "consistency_rampup": 2,
+        "entropy_threshold": 1.6,
+    }
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
 

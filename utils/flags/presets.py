@@ -175,7 +175,6 @@ PRESETS |= {
         "consistency_rampup": 60,
         "eval_every": 25,
         "save_every": 1000,
-        "figure_every": 50,
         "keep_state": 0,
     },
     # As hippocampus, in small: 80 clear volumes at five clients, of which the two with labels train

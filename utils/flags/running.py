@@ -98,10 +98,11 @@ RUNNING = (
     ),
     number(
         "state_every",
-        1,
+        0,
         (0, 1_000_000),
-        "rounds between states that a run goes on from; 0: one a minute. What was trained since "
-        "the last is trained again after a stop, with the same bits",
+        "rounds between states that a run goes on from; 0: one a minute, or a round where that "
+        "takes longer. What was trained since the last is trained again after a stop, with the "
+        "same bits",
         FREE,
     ),
     number(
@@ -136,7 +137,13 @@ RUNNING = (
     number("threshold", 0.4, (0, 1), "of the metrics, on softmax probabilities"),
     switch("report_ids", "name the patients of the images in the report", FREE),
     number("save_every", 1, (1, 1_000_000), "rounds between epoch_N.pth files", FREE),
-    number("figure_every", 10, (1, 1_000_000), "rounds between figures", FREE),
+    number(
+        "figure_every",
+        0,
+        (0, 1_000_000),
+        "rounds between figures; 0: every two minutes, and at the end",
+        FREE,
+    ),
     choice("progress", 1, (0, 1), "a progress bar on a terminal", FREE),
 )
 
