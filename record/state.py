@@ -1,4 +1,4 @@
-"""The state of a run between two rounds: written so that a kill loses the current round at most.
+"""The state of a run between two rounds: a kill loses what was trained since the last one at most.
 
 A round is committed by one small file, checkpoints/state_N.pth, which names the file of each
 client's memory. It is written when all of those are on the disk, so a state that can be read is
