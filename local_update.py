@@ -44,7 +44,8 @@ class ClientUpdate(NamedTuple):
 class Task(Protocol):
     """The one object that knows what a label is: asked by whoever reads, trains, scores, reports.
 
-    headline: the columns of metrics.csv that say how good a run is.
+    headline: those of the numbers of `evaluate` that say how good a run is; by the first of them,
+    on the validation images, it is judged when to stop and which rate to take.
     """
 
     headline: tuple[str, ...]

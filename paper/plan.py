@@ -47,7 +47,7 @@ class PlannedRun:
     def rounds_left(self) -> int:
         """Rounds that are still to do; 0 for a run that is finished, or that --patience ended."""
         history = self.history()
-        headline = TASKS[self.args.task].headline[0].removeprefix("test_")
+        headline = TASKS[self.args.task].headline[0]
         if reason_to_end(self.args, history, len(history), headline) is not None:
             return 0
         return max(self.args.rounds - self.args.start_epoch - len(history), 0)

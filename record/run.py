@@ -226,7 +226,7 @@ class Run:
     def rounds_to_do(self, progress: Progress) -> Iterator[int]:
         """The rounds after `progress`, one after the other, until the last, or until `--finish` or
         `--patience` ends the run. Raises `UserError` where no round was ever finished."""
-        headline = self.task.headline[0].removeprefix("test_")
+        headline = self.task.headline[0]
         for round in range(progress.next_round, self.args.rounds):
             if (reason := reason_to_end(self.args, self.history, round, headline)) is not None:
                 if not self.history:
@@ -335,7 +335,8 @@ class Run:
         row = self.history[-1]
         if self.curves is None:
             self.curves = Curves(self.folder / "tb", row["round"])
-            self.curves.hyperparameters(plain_args(self.args), (*self.task.headline, "loss"))
+            headline = [f"test_{name}" for name in self.task.headline]
+            self.curves.hyperparameters(plain_args(self.args), (*headline, "loss"))
         self.curves.scalars(row, row["round"])
         if with_matrices:
             for name, matrix in self.matrices[-1].means.items():

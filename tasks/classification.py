@@ -24,7 +24,7 @@ from utils.tensors import net_device
 class Classification:
     """A label is one class per image. See `local_update.Task` for what each method promises."""
 
-    headline = ("test_auroc", "test_accuracy", "test_f1")
+    headline = ("auroc", "accuracy", "f1")
 
     def place_embedded_data(self, args: Namespace, say: Callable[[str], None]) -> None:
         """Synthetic head CT."""

@@ -28,7 +28,7 @@ DATA_SEED = 2021
 class Segmentation:
     """A label is one class per voxel. See `local_update.Task` for what each method promises."""
 
-    headline = ("test_dice", "test_hd95")
+    headline = ("dice", "hd95")
 
     def place_embedded_data(self, args: Namespace, say: Callable[[str], None]) -> None:
         """Synthetic MR volumes, which depend on the phantom_* flags and not on the run's seed."""
