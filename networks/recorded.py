@@ -7,11 +7,11 @@ In bf16 an H100 gave the plain passes' bits; in fp32 cuDNN chooses other kernels
 recorded, and the numbers agree to rounding.
 """
 
-import warnings
 from collections.abc import Mapping
 
 import torch
 from torch import nn
+from torch.autograd.graph import get_gradient_edge
 
 
 class _Backbone(nn.Module):
@@ -34,9 +34,6 @@ class RecordedPass:
     """
 
     def __init__(self, net: nn.Module, sample: torch.Tensor):
-        # Gradients reach the optimizer on another stream than the one that was recorded on. That is
-        # known, and costs time, not numbers.
-        warnings.filterwarnings("ignore", "The AccumulateGrad node's stream", UserWarning)
         self._replay = torch.cuda.make_graphed_callables(
             _Backbone(net), (sample,), allow_unused_input=True
         )
@@ -71,6 +68,10 @@ class RecordedPasses:
         evaluation: torch.Tensor | None,
         passes: Mapping[float, int],
     ):
+        # A gradient is handed to its parameter on the stream that was current when the parameter's
+        # node of the autograd graph was made. Made by the recording, on a stream of its own, it
+        # would have every step wait for that stream, once a parameter.
+        self._nodes = [get_gradient_edge(each) for each in net.parameters() if each.requires_grad]
         self.by_mode: dict[tuple[bool, float | None], list[RecordedPass]] = {}
         net.train()
         for momentum, count in sorted(passes.items()):

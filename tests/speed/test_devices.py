@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.autograd.graph import get_gradient_edge
 
 from federation import passes_by_momentum
 from local_supervised import SupervisedLocalUpdate
@@ -260,6 +261,9 @@ def recorded(monkeypatch):
     def record(module, sample, allow_unused_input):
         assert allow_unused_input
         calls.append(("recorded", module.training, len(sample[0])))
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                get_gradient_edge(parameter).node.metadata["while recording"] = True
 
         def replay(inputs):
             calls.append((module.training, len(inputs), module.net.batchnorm_momentum))
@@ -314,6 +318,17 @@ def test_recorded_passes_are_used_where_they_fit_and_change_nothing(recorded):
     with torch.no_grad():
         net.pooled(torch.randn(6, 3, 32, 32))
     assert len(recorded) == count + 2
+
+
+def test_gradients_come_by_way_of_nodes_that_were_there_before_recording(recorded):
+    """Else they change their stream, and every step waits for it once a parameter."""
+    net = tiny_network()
+    compile_networks([net], compile_flags(), 100, (3, 32, 32), {0.1: 1}, print)
+    net.train().pooled(torch.randn(4, 3, 32, 32)).sum().backward()
+    (weights, *_) = net.densenet121.features.parameters()
+    assert "while recording" in get_gradient_edge(weights).node.metadata
+    net.forget_recorded()
+    assert "while recording" not in get_gradient_edge(weights).node.metadata
 
 
 def test_passes_are_counted_by_momentum():
