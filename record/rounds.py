@@ -53,6 +53,15 @@ class RoundMatrices(NamedTuple):
         return cls(round, {name: matrix.tolist() for name, matrix in pictures.items()})
 
 
+def classes_not_found(matrices: RoundMatrices, class_names: Sequence[str]) -> list[str]:
+    """Classes that labelled clients have, and that no unlabelled one took anything for."""
+    names = ("labeled_mean", "unlabeled_mean")
+    if not matrices.means.keys() >= set(names):
+        return []
+    has, finds = (np.isfinite(matrices.means[name]).any(axis=1) for name in names)
+    return [name for name, lost in zip(class_names, has & ~finds, strict=True) if lost]
+
+
 MATRIX_COLUMNS = ("round", "source", "row", "column", "value")
 
 

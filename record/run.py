@@ -35,7 +35,14 @@ from record.opening import (
     plain_args,
 )
 from record.pace import SECONDS_BETWEEN_FIGURES, SECONDS_BETWEEN_STATES, Pace
-from record.rounds import MATRIX_COLUMNS, RoundMatrices, is_scored, matrices_rows, round_row
+from record.rounds import (
+    MATRIX_COLUMNS,
+    RoundMatrices,
+    classes_not_found,
+    is_scored,
+    matrices_rows,
+    round_row,
+)
 from record.state import (
     ClientStore,
     Progress,
@@ -271,6 +278,7 @@ class Run:
         row["seconds_round"] = time.perf_counter() - started
         self.history.append(row)
         self.matrices.append(RoundMatrices.of_round(round, self.server.pictures(reports)))
+        self._look_at_join(data.class_names)
         self._save(progress, data, last)
         self._write_tables()
         drawn = self.figure_pace.is_due(round)
@@ -279,6 +287,17 @@ class Run:
         if drawn:
             rebuild_figures(self.folder)
             self.figure_pace.done()
+
+    def _look_at_join(self, class_names: Sequence[str]) -> None:
+        """Say which classes would be lost, in the first round that unlabelled clients take part."""
+        joined = [row["round"] for row in self.history if row["clients_unlabeled"]]
+        lost = classes_not_found(self.matrices[-1], class_names)
+        if lost and joined == [self.history[-1]["round"]]:
+            self.say(
+                "warning: the unlabelled clients have joined, and none of them finds "
+                f"{', '.join(lost)}; what nobody finds at the join can stay lost: give a later "
+                "--join_epoch or a larger --labeled_weight"
+            )
 
     def _evaluate(self, networks: Sequence[Network], data: FederatedData) -> dict[str, float]:
         numbers: dict[str, float] = {}
