@@ -117,8 +117,11 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if ITEMS[options.item].drawing == "volumes" and options.report != "last":
         raise UserError(f"--report {options.report}: of volumes the last round's weights are told")
     train_flags = [word for word in rest if word != "--"]
+    everywhere = set.intersection(
+        *({f"--{flag}" for flag, _ in row.extra} for row in ITEMS[options.item].settings)
+    )
     for word in train_flags:
-        if word.partition("=")[0] in _SET_HERE:
+        if word.partition("=")[0] in _SET_HERE | everywhere:
             raise UserError(f"{word}: set by {options.item} itself or by a flag of reproduce.py")
     if options.jobs < 1:
         raise UserError(f"--jobs {options.jobs}: must be at least 1")

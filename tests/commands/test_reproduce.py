@@ -144,6 +144,8 @@ def test_stopping_stops_the_runs_too(place, monkeypatch):
 def test_flags_set_by_the_item_and_unknown_ones_are_refused(place):
     with pytest.raises(UserError, match="--seed: set by fig2a itself"):
         place.run("fig2a", "--seed", "3")
+    with pytest.raises(UserError, match="--rounds: set by hippocampus_labels itself"):
+        reproduce.parse(["hippocampus_labels", "--volumes", "unread", "--rounds", "3"])
     with pytest.raises(UserError, match="--labeled_ids: set by fig2a itself"):
         place.run("fig2a", "--labeled_ids", "0", "1")
     with pytest.raises(UserError, match="--mc_pases"):

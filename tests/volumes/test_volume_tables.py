@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import wilcoxon
 
 import reproduce
+from options import args_parser
 from paper.comparison import SettingRuns
 from paper.published import ITEMS
 from paper.rates import write_rates
@@ -147,6 +148,22 @@ def test_labelled_volumes_are_compared_within_their_number(groups):
     named = {setting.label for setting in items}
     assert {"FedIRM 2/8, 4", "FedAvg 2/0, 16"} <= named and len(items) == 8
     assert pair_table([])[1] == []
+
+
+def test_few_labelled_volumes_are_trained_on_as_long_as_many():
+    """Steps of batches of 4, twice a round, before the others join; then 25 rounds of all."""
+    for setting in ITEMS["hippocampus_labels"].settings:
+        flags = ["--preset", "hippocampus", "--volumes", "unread", *setting.flags(1337)]
+        args = args_parser(flags)
+        alone = (args.join_epoch + 1) // args.local_ep
+        steps_of_a_round = {2: 2, 4: 2, 8: 4, 16: 8}[args.labeled_volumes]
+        assert alone * steps_of_a_round == 400 and args.rounds == alone + 25
+    preset = args_parser(["--preset", "hippocampus", "--volumes", "unread"])
+    assert args.labeled_volumes == 16
+    assert all(
+        getattr(args, name) == getattr(preset, name)
+        for name in ("rounds", "join_epoch", "consistency_rampup")
+    )
 
 
 def test_learning_rates_of_volumes_are_chosen_by_dice_phase_by_phase(tmp_path):
