@@ -296,7 +296,7 @@ class Run:
             self.say(
                 "warning: the unlabelled clients have joined, and none of them finds "
                 f"{', '.join(lost)}; what nobody finds at the join can stay lost: give a later "
-                "--join_epoch or a larger --labeled_weight"
+                "--join_epoch"
             )
 
     def _evaluate(self, networks: Sequence[Network], data: FederatedData) -> dict[str, float]:
