@@ -121,6 +121,7 @@ def paper(options: Namespace) -> None:
             run_dir=folder / "run",
             rounds=options.repeats + 2,
             figure_every=1000,
+            state_every=1,
             gpu=options.gpu,
             precision=options.precision,
             compile=compiled,

@@ -38,6 +38,7 @@ def product_args(folder: Path, csvs: dict[str, Path], **flags) -> Namespace:
         "cache_dir": folder / "cache",
         "run_dir": folder / "run",
         "figure_every": 1000,
+        "state_every": 1,
         "join_epoch": -1,
         "pretrained": 0,
         "progress": 0,

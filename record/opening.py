@@ -213,3 +213,12 @@ def plain_args(args: Namespace) -> dict:
 def lasting_flags(args: Namespace) -> dict:
     """The flags that decide what is computed, as JSON types."""
     return {name: value for name, value in plain_args(args).items() if name not in FREE_ON_RESUME}
+
+
+def remove_later_weights(folder: Path, last_round: int) -> None:
+    """Remove the epoch_N.pth of rounds that no state is of any more: they are trained again, or the
+    report is that of an earlier one."""
+    for path in folder.glob("epoch_*.pth"):
+        number = path.stem.removeprefix("epoch_")
+        if number.isdecimal() and int(number) > last_round:
+            path.unlink()

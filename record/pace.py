@@ -16,11 +16,11 @@ class Pace:
         self.seconds = seconds
         self._last = -math.inf
 
-    def is_due(self, round: int) -> bool:
-        """Whether it is due after `round`, counted from 0."""
+    def is_due(self, round: int, ahead: float = 0.0) -> bool:
+        """Whether it is due after `round`, counted from 0, which ends in some `ahead` seconds."""
         if self.rounds:
             return (round + 1) % self.rounds == 0
-        return time.monotonic() - self._last > self.seconds
+        return time.monotonic() + ahead - self._last > self.seconds
 
     def done(self) -> None:
         """It has been done now."""

@@ -33,6 +33,7 @@ from record.opening import (
     open_folder,
     peak_memory,
     plain_args,
+    remove_later_weights,
 )
 from record.pace import SECONDS_BETWEEN_FIGURES, SECONDS_BETWEEN_STATES, Pace
 from record.rounds import (
@@ -220,8 +221,9 @@ class Run:
         if overlap is not None:
             self.say(overlap)
         if self.history:
-            # A kill may have fallen between the state of a round and the tables made from it.
+            # A stop may have fallen between the state of a round and the tables made from it.
             self._write_tables()
+            remove_later_weights(self.folder / "checkpoints", self.history[-1]["round"])
 
     def compiled(self, mode: str) -> None:
         """Note in env.json how the backbones are run: "off", "on" or "graphs"."""
@@ -244,8 +246,8 @@ class Run:
 
     def start_round(self, round: int, active: Sequence[LocalUpdate]) -> float:
         """Open the round in the log and on the terminal; the time it began."""
-        # A state is kept of after this round.
-        self.store.saving = round + 1 == self.args.rounds or self.state_pace.is_due(round)
+        ahead = self.history[-1].get("seconds_round") or 0.0 if self.history else 0.0
+        self.store.saving = round + 1 == self.args.rounds or self.state_pace.is_due(round, ahead)
         title = f"round {round + 1}/{self.args.rounds}" if self.args.progress else None
         self.log.record(log_lines.begin_round_lines(round))
         self.exchange.start_round(active, [row["clients_skipped"] for row in self.history], title)
@@ -282,7 +284,7 @@ class Run:
         self._save(progress, data, last)
         self._write_tables()
         drawn = self.figure_pace.is_due(round)
-        self._add_to_curves(data.class_names, drawn)
+        self._add_to_curves(data.class_names, drawn or last)
         self.say(round_line(self.history, self.costs, last))
         if drawn:
             rebuild_figures(self.folder)

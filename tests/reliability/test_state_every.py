@@ -45,6 +45,7 @@ def test_a_stopped_run_ends_in_the_same_bits(
     ended = train(*flags, "--state_every", 2, "--run_dir", run)
     assert ended.status == 130 and "kept up to the last state (--state_every 2)" in ended.said
     assert whole_states(run) == [2]
+    (run / "checkpoints" / "epoch_3.pth").write_bytes(b"of a round that no state is of")
     ended = train("--resume", run)
     assert ended.status == 0 and "going on with round 2 of 5" in ended.said, ended.error
     assert whole_states(run) == [4, 5]
@@ -66,6 +67,15 @@ def test_at_a_pace(monkeypatch):
             found.append(round)
             by_clock.done()
     assert found == [0, 2, 4]
+    for seconds, wanted in ((600, [0, 1, 2, 3]), (40, [0, 2])):  # asked as a round begins
+        pace, found = Pace(0, 60.0), []
+        for round in range(4):
+            due = pace.is_due(round, seconds if round else 0.0)
+            now[0] += seconds
+            if due:
+                found.append(round)
+                pace.done()
+        assert found == wanted
 
 
 def test_by_the_clock_unless_told_otherwise(tmp_path):
@@ -84,6 +94,18 @@ def test_by_the_clock_a_short_run_keeps_its_first_and_last_state(train, phantom_
     assert whole_states(tmp_path / "run") == [1, 3]
     ended = train("--resume", tmp_path / "run", "--rounds", 4)
     assert ended.status == 0 and "going on with round 3 of 4" in ended.said
+
+
+def test_weights_of_rounds_without_a_state_go(train, phantom_folder, tmp_path):
+    """Else test.py would take the newest file, and the report would be of another."""
+    flags = [*SMALL, *phantom_folder.flags(), "--save_every", 1, "--run_dir", tmp_path / "run"]
+    assert train(*flags).status == 0
+    folder = tmp_path / "run" / "checkpoints"
+    (folder / "epoch_9.pth").write_bytes((folder / "epoch_2.pth").read_bytes())
+    (folder / "epoch_mine.pth").write_bytes(b"not a round's")
+    assert train("--resume", tmp_path / "run", "--finish").status == 0
+    names = {path.name for path in folder.glob("epoch_*")}
+    assert names == {"epoch_0.pth", "epoch_1.pth", "epoch_2.pth", "epoch_mine.pth"}
 
 
 def test_a_run_that_ends_early_keeps_its_end(train, phantom_folder, tmp_path):

@@ -51,7 +51,7 @@ RUNNING = (
     switch(
         "finish",
         "with --resume FOLDER: no further round; write the report and the last checkpoint "
-        "from the last finished one",
+        "from the last state",
         ONCE,
     ),
     number(
@@ -109,14 +109,14 @@ RUNNING = (
         "keep_rounds",
         2,
         (2, 1_000_000),
-        "states of that many last rounds stay, for --go_back",
+        "that many of the last states stay, for --go_back",
         FREE,
     ),
     number(
         "go_back",
         0,
         (0, 1_000_000),
-        "with --resume: forget that many of the last rounds first, as after a poisoned one",
+        "with --resume: forget that many of the last states first, as after a poisoned round",
         ONCE,
     ),
     choice(
