@@ -147,7 +147,7 @@ def print_plan(runs: Sequence[PlannedRun], options: argparse.Namespace) -> None:
 def run_all(missing: Sequence[PlannedRun], options: argparse.Namespace) -> None:
     """Run what is missing, `jobs` at a time; UserError at the end if any run failed.
 
-    When this program is stopped, its runs are stopped too and keep their finished rounds.
+    When this program is stopped, its runs are stopped too and keep their last states.
     """
     waiting, running, failed = list(missing), {}, []
     gpus = options.gpu.split(",") if options.gpu and options.jobs > 1 else [options.gpu]

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.data import make_files
 from benchmarks.measure import conditions, spread
-from benchmarks.ours import Ours, as_a_real_run, product_args
+from benchmarks.ours import Ours, as_a_real_run, product_args, shortened
 from local_update import LocalUpdate
 from networks.models import Network
 from options import args_parser
@@ -84,19 +84,16 @@ def waits(options: Namespace) -> None:
 
 
 def _waits_of(ours: Ours, net: Network, client: LocalUpdate, steps: int) -> int:
-    everything = client.indices
-    client.indices = everything[: steps * BATCH_SIZE]
     ours.run.store.flush()  # its thread waits for the device, and may
     for device in ours.devices:
         torch.cuda.synchronize(device)
     torch.cuda.set_sync_debug_mode("warn")
     try:
-        with warnings.catch_warnings(record=True) as caught:
+        with shortened(client, steps), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             client.train(net, ours.weights, 1, ours.shared)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-        client.indices = everything
     return sum("synchroniz" in str(warning.message) for warning in caught)
 
 

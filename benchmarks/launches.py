@@ -18,14 +18,15 @@ from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torchvision.models import densenet121
 
 from benchmarks.data import make_files
-from benchmarks.ours import Ours, product_args
+from benchmarks.ours import Ours, product_args, shortened
+from local_update import LocalUpdate
 from networks.models import DenseNet121
 from utils.errors import run_command
 from utils.table_files import to_markdown
+from utils.tensors import named_tensors
 
 # Make a tensor, or another view of one, and compute nothing; views say so themselves.
 WITHOUT_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
@@ -58,7 +59,7 @@ class Operations(TorchDispatchMode):
 
 def nbytes(value) -> int:
     """Of all tensors in `value`."""
-    return sum(each.nbytes for each in tree_leaves(value) if isinstance(each, torch.Tensor))
+    return sum(tensor.nbytes for _, tensor in named_tensors(value))
 
 
 def moved(name: str, args: tuple, result) -> int:
@@ -101,12 +102,9 @@ def launches_of_steps(folder: Path, preset: str, plain: bool) -> Iterator[tuple[
         ours.run.close()
 
 
-def _launches(ours: Ours, net: DenseNet121, client, steps: int) -> Counter:
-    everything = client.indices
-    client.indices = everything[: steps * BATCH_SIZE]
-    with Operations() as operations:
+def _launches(ours: Ours, net: DenseNet121, client: LocalUpdate, steps: int) -> Counter:
+    with shortened(client, steps), Operations() as operations:
         client.train(net, ours.weights, 1, ours.shared)
-    client.indices = everything
     return operations.launches
 
 

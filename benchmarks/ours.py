@@ -5,7 +5,7 @@ import io
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy, softmax
 from benchmarks.measure import Clock
 from dataloaders.dataset import batch_bounds
 from federation import build_clients, build_networks, build_server, passes_by_momentum, prepare
+from local_update import LocalUpdate
 from networks.compilation import choose_compile, compile_networks, training_steps
 from networks.devices import choose_devices
 from networks.models import DenseNet121
@@ -56,6 +57,17 @@ def as_a_real_run(args: Namespace, images: int) -> str:
     whole = args_parser(["--preset", args.preset, "--medmnist", "none.npz"])
     steps = training_steps(Namespace(**vars(whole) | {"batch_size": args.batch_size}), images)
     return choose_compile(args.compile, choose_devices(args.gpu, print), steps)
+
+
+@contextmanager
+def shortened(client: LocalUpdate, steps: int) -> Iterator[None]:
+    """The client has images for that many steps of a local epoch alone."""
+    everything = client.indices
+    client.indices = everything[: steps * client.args.batch_size]
+    try:
+        yield
+    finally:
+        client.indices = everything
 
 
 class Timing(NamedTuple):

@@ -112,12 +112,7 @@ def find_checkpoint(path: Path) -> Path:
         raise UserError(f"{path}: no such file or folder; name a run's folder or a checkpoint")
     if not path.is_dir():
         return path
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    numbered = {
-        int(found[1]): file
-        for file in folder.iterdir()
-        if (found := re.fullmatch(r"epoch_(\d+)\.pth", file.name))
-    }
+    numbered = weights_by_round(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
     if not numbered:
         finish = command_line("train_main.py", {"resume": path, "finish": True})
         raise UserError(
@@ -125,6 +120,15 @@ def find_checkpoint(path: Path) -> Path:
             f"{finish}"
         )
     return numbered[max(numbered)]
+
+
+def weights_by_round(folder: Path) -> dict[int, Path]:
+    """The epoch_N.pth files in `folder` by N."""
+    return {
+        int(found[1]): file
+        for file in folder.iterdir()
+        if (found := re.fullmatch(r"epoch_(\d+)\.pth", file.name))
+    }
 
 
 def load_model(

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from networks.saved import weights_by_round
 from options import FREE_ON_RESUME, SAID_ONCE, as_parsed, check_options, explicit_flags
 from utils.errors import UserError
 from utils.files import FolderLock, InUseError
@@ -218,7 +219,6 @@ def lasting_flags(args: Namespace) -> dict:
 def remove_later_weights(folder: Path, last_round: int) -> None:
     """Remove the epoch_N.pth of rounds that no state is of any more: they are trained again, or the
     report is that of an earlier one."""
-    for path in folder.glob("epoch_*.pth"):
-        number = path.stem.removeprefix("epoch_")
-        if number.isdecimal() and int(number) > last_round:
+    for round, path in weights_by_round(folder).items():
+        if round > last_round:
             path.unlink()

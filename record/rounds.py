@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from local_update import ClientUpdate
+from utils.plots.runs import SOURCES
 
 BY_KIND = ("learning_rate", "seconds")  # what is told of labelled and unlabelled clients apart
 
@@ -55,10 +56,9 @@ class RoundMatrices(NamedTuple):
 
 def classes_not_found(matrices: RoundMatrices, class_names: Sequence[str]) -> list[str]:
     """Classes that labelled clients have, and that no unlabelled one took anything for."""
-    names = ("labeled_mean", "unlabeled_mean")
-    if not matrices.means.keys() >= set(names):
+    if not matrices.means.keys() >= set(SOURCES):
         return []
-    has, finds = (np.isfinite(matrices.means[name]).any(axis=1) for name in names)
+    has, finds = (np.isfinite(matrices.means[source]).any(axis=1) for source in SOURCES)
     return [name for name, lost in zip(class_names, has & ~finds, strict=True) if lost]
 
 

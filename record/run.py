@@ -246,7 +246,7 @@ class Run:
 
     def start_round(self, round: int, active: Sequence[LocalUpdate]) -> float:
         """Open the round in the log and on the terminal; the time it began."""
-        ahead = self.history[-1].get("seconds_round") or 0.0 if self.history else 0.0
+        ahead = self.history[-1]["seconds_round"] if self.history else 0.0
         self.store.saving = round + 1 == self.args.rounds or self.state_pace.is_due(round, ahead)
         title = f"round {round + 1}/{self.args.rounds}" if self.args.progress else None
         self.log.record(log_lines.begin_round_lines(round))

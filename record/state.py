@@ -2,7 +2,7 @@
 
 A round is committed by one small file, checkpoints/state_N.pth, which names the file of each
 client's memory. It is written when all of those are on the disk, so a state that can be read is
-complete; the states of the last two rounds stay, should the newest be damaged. When the run has
+complete; the last two states stay, should the newest be damaged. When the run has
 ended they may go, but for the newest without its clients: it says that there is nothing to do.
 """
 
