@@ -2,6 +2,7 @@
 
     python reproduce.py table1 --dry_run
     python reproduce.py table1 | fig2a | fig2b | fig2c | slides | ablation
+    python reproduce.py rivals | rates | labeled_weight --root_path DIR --csv_file_train A.csv ...
     python reproduce.py table1 --preset paper --root_path DIR --csv_file_train A.csv ...
     python reproduce.py hippocampus | hippocampus_labels | hippocampus_rates --volumes DIR
 

@@ -16,7 +16,6 @@ from paper.published import (
     METRIC_TITLES,
     SLIDES_NOTES,
     SLIDES_WALL_TIME,
-    UPPER_BOUND,
     Item,
     Setting,
     gap_closed,
@@ -50,6 +49,11 @@ REPORTS = {
     "last": "the last evaluated round",
     "last4": "the mean of the last four evaluated rounds",
     "best_val": "the round with the highest validation AUROC",
+}
+SWEPT_TITLES = {
+    "num_labeled": "labelled clients",
+    "num_unlabeled": "unlabelled clients",
+    "labeled_weight": "a labelled client's share of the average, times",
 }
 REPORTED_MATRICES = "the rounds with both matrices that are nearest to 1, 30 and 60"
 
@@ -252,21 +256,21 @@ def _draw(
 def _draw_sweep(
     item: Item, spreads: Mapping[Setting, Spread], published: Mapping, figure: Path, ours: str
 ) -> None:
-    lines: dict[str, dict[int, Spread]] = {}
-    references: dict[str, dict[int, float]] = {}
+    lines: dict[str, dict[float, Spread]] = {}
+    references: dict[str, dict[float, float]] = {}
     levels = {}
     for setting, spread in spreads.items():
         row = published[setting]
-        if setting == UPPER_BOUND:
+        if setting in item.levels:
             levels[f"{setting.label}, ours"] = spread.mean
             levels |= {f"{setting.label}, paper": row["test_auroc"][0]} if row else {}
             continue
         title = METHOD_TITLES[setting.method]
-        x = setting.labeled if item.sweep_label.startswith("labelled") else setting.unlabeled
+        x = setting.number(item.swept)
         lines.setdefault(title, {})[x] = spread
         if row:
             references.setdefault(title, {})[x] = row["test_auroc"][0]
-    draw_sweep(item.sweep_label, lines, levels, references, figure, ours)
+    draw_sweep(SWEPT_TITLES[item.swept], lines, levels, references, figure, ours)
 
 
 def _matrix_table(

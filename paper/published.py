@@ -7,7 +7,7 @@ slides: one run per row, no spread.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from utils.flags.presets import PRESETS
 
@@ -86,6 +86,7 @@ def gap_closed(lower: float, value: float, upper: float) -> float:
 
 
 NUM_USERS = 10
+EQUAL_WEIGHT = ("labeled_weight", 1.0)  # the paper's, and the flag's default
 FIGURE_2A_ROUNDS = (1, 30, 60)
 METHOD_TITLES = {
     "fedavg": "FedAvg",
@@ -130,6 +131,11 @@ class Setting:
         }
         return [word for flag, value in values.items() for word in (f"--{flag}", str(value))]
 
+    def number(self, flag: str) -> float:
+        """Where this row stands on the axis of a sweep over `flag`."""
+        clients = {"num_labeled": self.labeled, "num_unlabeled": self.unlabeled}
+        return dict([EQUAL_WEIGHT, *clients.items(), *self.extra])[flag]
+
     def published(self, task: str) -> Row:
         """The published numbers of this row, in per cent; empty where there are none."""
         if self.source == "slides":
@@ -160,8 +166,9 @@ class Item:
     panels: tuple[tuple[str, tuple[Setting, ...]], ...]  # (title, rows)
     # "bars", "rivals" (bars, and each class and the cost), "sweep", "matrices", "rates", "volumes"
     drawing: str
-    sweep_label: str = ""  # what the x axis of a sweep counts
+    swept: str = ""  # the flag on the x axis of a sweep
     preset: str = "bench"
+    levels: tuple[Setting, ...] = ()  # rows of a sweep that are horizontal lines
 
     @property
     def settings(self) -> tuple[Setting, ...]:
@@ -256,6 +263,14 @@ def _sweep(method: str, clients: tuple[tuple[int, int], ...]) -> tuple[Setting, 
     return tuple(_row(method, labeled, unlabeled) for labeled, unlabeled in clients)
 
 
+def _weights(method: str) -> tuple[Setting, ...]:
+    """Rows of one method whose labelled clients count once to sixteen times in every average."""
+    plain = _row(method, 2, 8)
+    flags = [("labeled_weight", weight) for weight in (2.0, 4.0, 8.0, 16.0)]
+    more = (replace(plain, label=f"{plain.label}, {x:g} times", extra=((f, x),)) for f, x in flags)
+    return (plain, *more)
+
+
 SOME_LABELED = tuple((count, NUM_USERS - count) for count in (1, 2, 3, 4))
 LABELED_ONLY = tuple((count, 0) for count in (1, 2, 3, 4))
 SOME_UNLABELED = tuple((2, count) for count in (1, 2, 4, 8))
@@ -274,7 +289,8 @@ ITEMS = {
             ("FedAvg, labelled clients only", (*_sweep("fedavg", LABELED_ONLY), UPPER_BOUND)),
         ),
         "sweep",
-        "labelled clients",
+        "num_labeled",
+        levels=(UPPER_BOUND,),
     ),
     "fig2c": Item(
         "Figure 2(c): unlabelled clients beside 2 labelled ones",
@@ -283,7 +299,7 @@ ITEMS = {
             ("Fed-Consistency", _sweep("fed_consistency", SOME_UNLABELED)),
         ),
         "sweep",
-        "unlabelled clients",
+        "num_unlabeled",
     ),
     "slides": Item("The slides' experiments (FedIRM 2/8)", (("", SLIDES_ROWS),), "bars"),
     "ablation": Item(
@@ -301,6 +317,16 @@ ITEMS = {
         (("", RIVALS),),
         "rivals",
         preset="skin-64",
+    ),
+    "labeled_weight": Item(
+        "The labelled clients' share of the average, times 1 to 16 (2/8)",
+        (
+            ("FedIRM", (*_weights("fedirm"), LOWER_BOUND, UPPER_BOUND)),
+            ("Fed-Consistency", _weights("fed_consistency")),
+        ),
+        "sweep",
+        "labeled_weight",
+        levels=(LOWER_BOUND, UPPER_BOUND),
     ),
     "rates": Item(
         "Learning rates of the labelled clients alone (FedAvg 2/0)",

@@ -5,6 +5,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import cache
 
 import torch
 
@@ -122,12 +123,19 @@ def to_host(value):
     on_gpus = [tensor for _, tensor in named_tensors(value) if tensor.is_cuda]
     with ExitStack() as copying:
         for device in {tensor.device for tensor in on_gpus}:
-            stream = torch.cuda.Stream(device)
+            stream = copy_stream(device)
             stream.wait_stream(torch.cuda.current_stream(device))
             copying.enter_context(torch.cuda.stream(stream))
         for tensor in on_gpus:
             tensor.record_stream(torch.cuda.current_stream(tensor.device))
         return placed(value, torch.device("cpu"))
+
+
+@cache
+def copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream of a GPU for copies to the host: PyTorch keeps the memory of a stream's flat
+    copies for that stream, so that a fresh one each time would keep one copy for each of 32."""
+    return torch.cuda.Stream(device)
 
 
 def named_tensors(value, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:

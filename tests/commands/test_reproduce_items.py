@@ -91,7 +91,7 @@ def test_nearest_rounds():
         nearest_rounds({1: {"labeled_mean": None}}, Path("run"))
 
 
-@pytest.mark.parametrize("item", ["slides", "ablation", "fig2c"])
+@pytest.mark.parametrize("item", ["slides", "ablation", "fig2c", "labeled_weight"])
 def test_every_other_item(place, item):
     printed = place.run(item, "--seeds", "1", "--jobs", "4")
     rows = place.table(f"{item}.csv")
@@ -102,6 +102,13 @@ def test_every_other_item(place, item):
         published = [row["accuracy"] for row in rows if row["whose"] == "slides"]
         assert published == ["66.32", "68.22", "71.00"]
         assert "skin lesion row" in printed
+    if item == "labeled_weight":
+        # Weight 1 is table 1's run, weight 4 that of the rivals.
+        runs = {row["row"]: Path(row["run"]).name for row in place.table(f"{item}_runs.csv")}
+        assert runs["FedIRM 2/8"] == "fedirm-2-8-seed1"
+        (rival,) = (row for row in ITEMS["rivals"].settings if row.method == "fedirm")
+        assert runs["FedIRM 2/8, 4 times"] == f"{rival.name}-seed1"
+        assert [row.number(item) for row in ITEMS[item].panels[1][1]] == [1, 2, 4, 8, 16]
     if item == "ablation":
         # The preset's own T and tau are the plain run under another name.
         folders = {row["row"]: row["run"] for row in place.table("ablation_runs.csv")}

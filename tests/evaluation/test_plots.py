@@ -195,7 +195,17 @@ def test_sweep_has_lines_levels_and_published_points(drawn):
     assert list(by_label["FedIRM, paper"].get_ydata()) == [87.56]
     assert list(by_label["upper bound"].get_ydata()) == [90.0, 90.0]
     assert any(list(line.get_ydata()) == [80.0, 85.0] for line in axes.lines)
-    assert list(axes.get_xticks()) == [1, 2]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "2"]
+
+
+def test_values_of_a_sweep_stand_at_equal_distances(drawn):
+    points = {x: Spread(80.0, 1.0, 3) for x in (16.0, 1.0, 4.0)}
+    draw_sweep("times", {"FedIRM": points}, {}, {"FedIRM": {4.0: 87.0}}, "w.png")
+    (axes,) = drawn["w.png"].axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "4", "16"]
+    assert list(axes.get_xticks()) == [0, 1, 2]
+    (paper,) = (line for line in axes.lines if line.get_label() == "FedIRM, paper")
+    assert list(paper.get_xdata()) == [1]
 
 
 def test_relation_rounds_are_a_grid(drawn):

@@ -10,6 +10,7 @@ import torch
 
 from tests.paper_gpu.streams import FIRST, Bench, Event, Stream, set_up
 from tests.paper_gpu.tensors import PaperGenerator, PaperMode, forget_memory
+from utils.tensors import copy_stream
 
 MEMORY = 80 * 2**30
 NAME = "Paper H100"
@@ -21,6 +22,8 @@ def paper_gpus(count: int = 1, free: int = 70 * 2**30) -> Iterator[Bench]:
     with ExitStack() as stack:
         bench = stack.enter_context(set_up(count))
         forget_memory()
+        copy_stream.cache_clear()
+        stack.callback(copy_stream.cache_clear)  # its streams are this bench's
         for name, stand_in in _cuda(bench, free).items():
             stack.enter_context(mock.patch.object(torch.cuda, name, stand_in))
         stack.enter_context(mock.patch.object(torch, "Generator", PaperGenerator))

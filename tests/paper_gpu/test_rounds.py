@@ -218,6 +218,9 @@ def test_what_a_client_remembers_travels_in_one_copy_a_type():
         up = bench.launches["_to_copy"]
         back = to_host(there)
         down = bench.launches["_to_copy"] - up
+        streams = len(bench.streams)
+        to_host(there)
+        assert len(bench.streams) == streams, "memory of each copy's own stream stays reserved"
     assert (up, down) == (2, 2)
     assert_identical(back, memory)
     assert back["teacher"]["conv"].stride() == maps.stride()

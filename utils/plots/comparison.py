@@ -163,13 +163,14 @@ def _draw_bar_panel(axes: Axes, metric: str, rows: Sequence[Spread], ours: str) 
 @styled
 def draw_sweep(
     x_label: str,
-    lines: Mapping[str, Mapping[int, Spread]],
+    lines: Mapping[str, Mapping[float, Spread]],
     levels: Mapping[str, float],
-    references: Mapping[str, Mapping[int, float]],
+    references: Mapping[str, Mapping[float, float]],
     out_png: str | os.PathLike,
     ours: str = "ours",
 ) -> None:
-    """AUROC in per cent against a number of clients: {line: {x: Spread}} with error bars.
+    """AUROC in per cent against what a sweep varies: {line: {x: Spread}} with error bars, the
+    values of x at equal distances.
 
     `levels` are horizontal lines (the upper bound); `references` are published points of the
     line with the same name, drawn as diamonds in its colour. Lines stand a little beside each
@@ -178,22 +179,25 @@ def draw_sweep(
     figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     axes = figure.subplots()
     handles = []
+    known = {x for points in (*lines.values(), *references.values()) for x in points}
+    places = {x: place for place, x in enumerate(sorted(known))}
     for number, (name, points) in enumerate(lines.items()):
         color, style = COLORS[number % len(COLORS)], LINE_STYLES[number % len(LINE_STYLES)]
         x = sorted(points)
         means = [points[value].mean for value in x]
         deviations = [points[value].deviation for value in x]
         drawn = {"color": color, "linestyle": style, "marker": "o", "capsize": 4}
-        beside = [value + DODGE * (number - (len(lines) - 1) / 2) for value in x]
+        beside = [places[value] + DODGE * (number - (len(lines) - 1) / 2) for value in x]
         legend = f"{label(name, LONGEST_LEGEND)}, {ours}"
         handles.append(axes.errorbar(beside, means, yerr=deviations, label=legend, **drawn))
         if published := references.get(name):
             marker = REFERENCE_MARKER | {"color": color, "label": f"{name}, paper"}
-            handles += axes.plot(list(published), list(published.values()), **marker)
+            at = [places[value] for value in published]
+            handles += axes.plot(at, list(published.values()), **marker)
     for (name, level), style in zip(levels.items(), LINE_STYLES[2:], strict=False):
         handles.append(axes.axhline(level, color="black", linestyle=style, label=name))
     axes.set(xlabel=x_label, ylabel="test AUROC (%)")
-    axes.set_xticks(sorted({value for points in lines.values() for value in points}))
+    axes.set_xticks(list(places.values()), [f"{value:g}" for value in places])
     axes.grid(alpha=0.3)
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     save_figure(figure, out_png)
