@@ -27,6 +27,7 @@ from utils.files import (
     waiting_lock,
     write_text,
 )
+from utils.tensors import copy_stream
 from utils.workers import cancelling_pool
 
 Item = TypeVar("Item")
@@ -43,7 +44,7 @@ def copied_ahead(
     A thread gathers the next chunks in pinned memory and a stream of their own copies them, while
     the caller works on the one before.
     """
-    copying = torch.cuda.Stream(device)
+    copying = copy_stream(device, "to")
 
     def load(chunk: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
         pinned = torch.empty((len(chunk), *pixels.shape[1:]), dtype=pixels.dtype, pin_memory=True)

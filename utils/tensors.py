@@ -123,7 +123,7 @@ def to_host(value):
     on_gpus = [tensor for _, tensor in named_tensors(value) if tensor.is_cuda]
     with ExitStack() as copying:
         for device in {tensor.device for tensor in on_gpus}:
-            stream = copy_stream(device)
+            stream = copy_stream(device, "from")
             stream.wait_stream(torch.cuda.current_stream(device))
             copying.enter_context(torch.cuda.stream(stream))
         for tensor in on_gpus:
@@ -132,9 +132,12 @@ def to_host(value):
 
 
 @cache
-def copy_stream(device: torch.device) -> torch.cuda.Stream:
-    """The one stream of a GPU for copies to the host: PyTorch keeps the memory of a stream's flat
-    copies for that stream, so that a fresh one each time would keep one copy for each of 32."""
+def copy_stream(device: torch.device, direction: str) -> torch.cuda.Stream:
+    """A GPU's one stream for copies "to" it, or for those "from" it, which wait for its work.
+
+    PyTorch keeps what a stream's copies took for later copies of that stream: fresh streams, of
+    which there are 32, would keep it once each.
+    """
     return torch.cuda.Stream(device)
 
 
