@@ -6,7 +6,8 @@ Launches: the operations of one step of either kind of client that compute somet
 fused one, and one over a list of tensors, counts once. They depend on neither pixels nor batch.
 Bytes: what the backbone's operations read and write of their inputs and outputs at the size asked
 for, on tensors without content; what a cache keeps, or a kernel reads twice, is not known.
-The rows "torchvision" have its dense blocks and torch's BatchNorm in place of this project's.
+The rows "torchvision" have its dense blocks, torch's BatchNorm and autocast's casts in place of
+this project's.
 """
 
 import argparse
@@ -75,11 +76,13 @@ def moved(name: str, args: tuple, result) -> int:
 
 
 def as_torchvision(net: DenseNet121) -> None:
-    """Give `net` torchvision's own layers, which have the same names and weights."""
+    """Give `net` torchvision's own layers, which have the same names and weights, and leave it to
+    autocast to cast them one by one."""
     plain = densenet121(weights=None)
     plain.classifier = net.densenet121.classifier
     plain.load_state_dict(net.densenet121.state_dict())
     net.densenet121 = plain.to(memory_format=torch.channels_last)
+    net.cast_layers = list
 
 
 def launches_of_steps(folder: Path, preset: str, plain: bool) -> Iterator[tuple[str, Counter]]:

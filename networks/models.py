@@ -1,7 +1,8 @@
 """The networks that clients train: what all have alike, and those of images."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional
 from torchvision.models import resnet18
 
 from networks.attention import SelfAttention
+from networks.casting import CAST_LAYERS, cast_together
 from networks.densenet import (
     build_densenet121,
     find_imagenet_weights,
@@ -78,6 +80,7 @@ class Network(nn.Module):
         self._recorded: RecordedPasses | None = None
         self._twin: list[Network] = []  # in a list: a submodule would enter the state dict
         self._batchnorms: list[nn.BatchNorm2d] | None = None  # likewise; found at the first use
+        self._cast_layers: list[nn.Module] | None = None  # likewise
 
     @property
     def batchnorm_momentum(self) -> float | None:
@@ -102,6 +105,26 @@ class Network(nn.Module):
         ]
         if counts:
             torch._foreach_add_(counts, 1)
+
+    @contextmanager
+    def autocast(self, device: torch.device) -> Iterator[None]:
+        """The backbone's precision, for the block: `autocast_dtype`, its weights cast in one
+        launch. A compiler casts them itself."""
+        if self.autocast_dtype is None:
+            yield
+            return
+        together = nullcontext()
+        if not torch.compiler.is_compiling() and (layers := self.cast_layers()):
+            together = cast_together(layers, self.autocast_dtype)
+        with torch.autocast(device.type, dtype=self.autocast_dtype), together:
+            yield
+
+    def cast_layers(self) -> Sequence[nn.Module]:
+        """The layers below the head whose weights a pass in another precision casts."""
+        if self._cast_layers is None:
+            found = [each for each in self.modules() if isinstance(each, CAST_LAYERS)]
+            self._cast_layers = [each for each in found if each is not self.head_layer]
+        return self._cast_layers
 
     @classmethod
     def find_published(cls) -> Path:
@@ -242,11 +265,7 @@ class ImageClassifier(Network):
 
     def feature_map(self, images: torch.Tensor) -> torch.Tensor:
         """images (B, 3, H, W), ImageNet-normalised -> last feature map (B, F, H/32, W/32)."""
-        with torch.autocast(
-            images.device.type,
-            dtype=self.autocast_dtype,
-            enabled=self.autocast_dtype is not None,
-        ):
+        with self.autocast(images.device):
             return self.attention(self.backbone_map(images))
 
     def plain_features(self, images: torch.Tensor) -> torch.Tensor:

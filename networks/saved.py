@@ -23,7 +23,7 @@ from utils.schema import (
     text,
     whole,
 )
-from utils.tensors import find_non_finite, to_host
+from utils.tensors import copy_tensors, find_non_finite, to_host
 
 
 def model_content(
@@ -40,7 +40,8 @@ def model_content(
     DICOM files became images where that is known. round: the round that made the weights.
     """
     return {
-        "state_dict": to_host(weights),
+        # Each in memory of its own, wherever they were: what is kept of them keeps no more.
+        "state_dict": copy_tensors(to_host(weights)),
         "class_names": list(class_names),
         "architecture": dict(architecture),
         "preprocessing": dict(preprocessing),

@@ -58,11 +58,7 @@ class UNet3d(Network):
 
     def plain_features(self, volumes: torch.Tensor) -> torch.Tensor:
         """volumes (B, K, X, Y, Z) -> features (B, F, X, Y, Z) in float32, before dropout."""
-        with torch.autocast(
-            volumes.device.type,
-            dtype=self.autocast_dtype,
-            enabled=self.autocast_dtype is not None,
-        ):
+        with self.autocast(volumes.device):
             return functional.leaky_relu(self.backbone(volumes)).float()
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:

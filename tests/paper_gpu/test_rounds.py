@@ -9,6 +9,7 @@ from types import FunctionType, ModuleType
 import pytest
 import torch
 
+from networks.saved import model_content
 from tests.helpers.small_clients import assert_identical
 from tests.paper_gpu.gpus import paper_gpus
 from tests.paper_gpu.rounds import CPU, train_rounds
@@ -236,3 +237,16 @@ def test_what_a_client_remembers_travels_in_one_copy_a_type():
     assert (up, down) == (2, 2)
     assert_identical(back, memory)
     assert back["teacher"]["conv"].stride() == maps.stride()
+
+
+def test_what_is_kept_of_a_saved_model_keeps_no_more():
+    """The copy from the GPU is one flat tensor; a part of it would keep, and save, all of it."""
+    weights = {"conv": torch.arange(48.0), "bias": torch.arange(5.0)}
+    with paper_gpus():
+        there = copy_tensors(weights, GPUS[0])
+        kept = model_content(there, ("a",), {}, {}, "demo", 3)["state_dict"]
+    assert_identical(kept, weights)
+    assert {name: part.untyped_storage().nbytes() for name, part in kept.items()} == {
+        "conv": 48 * 4,
+        "bias": 5 * 4,
+    }
