@@ -5,7 +5,6 @@ import shlex
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,15 +34,9 @@ from record.opening import (
     plain_args,
     remove_later_weights,
 )
-from record.pace import SECONDS_BETWEEN_FIGURES, SECONDS_BETWEEN_STATES, Pace
-from record.rounds import (
-    MATRIX_COLUMNS,
-    RoundMatrices,
-    classes_not_found,
-    is_scored,
-    matrices_rows,
-    round_row,
-)
+from record.outputs import Outputs
+from record.pace import SECONDS_BETWEEN_STATES, Pace
+from record.rounds import RoundMatrices, classes_not_found, is_scored, round_row
 from record.state import (
     ClientStore,
     Progress,
@@ -56,8 +49,7 @@ from utils.checkpoint import save_checkpoint
 from utils.commands import command_line
 from utils.errors import UserError
 from utils.files import FolderLock, sweep_temporary_files, write_text
-from utils.logger import Curves, GrowingTable, RunLog
-from utils.plots.runs import rebuild_figures
+from utils.logger import RunLog
 from utils.tables import log_lines
 
 
@@ -77,14 +69,12 @@ class Run:
         self.server: Server | None = None  # from `restore` on
         self.task: Task | None = None  # from `begin` on
         self.exchange: Exchange | None = None  # likewise
-        self.tables: list[GrowingTable] = []  # likewise: metrics.csv, matrices.csv
-        self.curves: Curves | None = None
         self.log = RunLog()
         self.unsaved: RunState | None = None  # of the last round, where --state_every left it out
         # A client elsewhere goes back by two rounds at most.
         state_every = args.state_every if args.engine == "loop" else 1
         self.state_pace = Pace(state_every, SECONDS_BETWEEN_STATES)
-        self.figure_pace = Pace(args.figure_every, SECONDS_BETWEEN_FIGURES)
+        self.outputs = Outputs(folder, args.figure_every)
         self.costs: list[float] = []  # of each round beside the others, from `begin` on
 
     def say(self, text: str) -> None:
@@ -110,8 +100,7 @@ class Run:
         if self.exchange is not None:
             self.exchange.close()
         self.store.close()
-        if self.curves is not None:
-            self.curves.close()
+        self.outputs.close()
         self.log.close()
         self.folder_lock.release(keep_folder=is_run(self.folder))
 
@@ -166,11 +155,8 @@ class Run:
         Raises `UserError` where the states of the run will not fit on the disk.
         """
         self.task = task
-        rows_of_matrices = partial(matrices_rows, class_names=data.class_names)
-        self.tables = [
-            GrowingTable(self.folder / "metrics.csv"),
-            GrowingTable(self.folder / "matrices.csv", MATRIX_COLUMNS, rows_of_matrices),
-        ]
+        scores = [*(f"test_{name}" for name in task.headline), "loss"]
+        self.outputs.begin(data.class_names, plain_args(self.args), scores)
         one_model = model_bytes(networks[0])
         evaluated = sum(len(images) for images in (data.val, data.test) if images is not None)
         self.costs = round_costs(self.args, self.server, clients, evaluated)
@@ -222,7 +208,7 @@ class Run:
             self.say(overlap)
         if self.history:
             # A stop may have fallen between the state of a round and the tables made from it.
-            self._write_tables()
+            self.outputs.write_tables(self.history, self.matrices)
             remove_later_weights(self.folder / "checkpoints", self.history[-1]["round"])
 
     def compiled(self, mode: str) -> None:
@@ -282,13 +268,9 @@ class Run:
         self.matrices.append(RoundMatrices.of_round(round, self.server.pictures(reports)))
         self._look_at_join(data.class_names)
         self._save(progress, data, last)
-        self._write_tables()
-        drawn = self.figure_pace.is_due(round)
-        self._add_to_curves(data.class_names, drawn or last)
+        self.outputs.add_round(self.history, self.matrices, last)
         self.say(round_line(self.history, self.costs, last))
-        if drawn:
-            rebuild_figures(self.folder)
-            self.figure_pace.done()
+        self.outputs.draw()
 
     def _look_at_join(self, class_names: Sequence[str]) -> None:
         """Say which classes would be lost, in the first round that unlabelled clients take part."""
@@ -346,23 +328,6 @@ class Run:
 
     def _checkpoint(self, round: int) -> Path:
         return self.folder / "checkpoints" / f"epoch_{round}.pth"
-
-    def _write_tables(self) -> None:
-        # matrices.csv has no row where a method shares no matrix.
-        for table, items in zip(self.tables, (self.history, self.matrices), strict=True):
-            table.write(items)
-
-    def _add_to_curves(self, class_names: Sequence[str], with_matrices: bool) -> None:
-        row = self.history[-1]
-        if self.curves is None:
-            self.curves = Curves(self.folder / "tb", row["round"])
-            headline = [f"test_{name}" for name in self.task.headline]
-            self.curves.hyperparameters(plain_args(self.args), (*headline, "loss"))
-        self.curves.scalars(row, row["round"])
-        if with_matrices:
-            for name, matrix in self.matrices[-1].means.items():
-                self.curves.matrix(name, matrix, class_names, row["round"])
-        self.curves.flush()
 
     # ---- after the last round
 
