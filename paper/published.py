@@ -266,8 +266,10 @@ def _sweep(method: str, clients: tuple[tuple[int, int], ...]) -> tuple[Setting, 
 def _weights(method: str) -> tuple[Setting, ...]:
     """Rows of one method whose labelled clients count once to sixteen times in every average."""
     plain = _row(method, 2, 8)
-    flags = [("labeled_weight", weight) for weight in (2.0, 4.0, 8.0, 16.0)]
-    more = (replace(plain, label=f"{plain.label}, {x:g} times", extra=((f, x),)) for f, x in flags)
+    more = (
+        replace(plain, label=f"{plain.label}, {x:g} times", extra=(("labeled_weight", x),))
+        for x in (2.0, 4.0, 8.0, 16.0)
+    )
     return (plain, *more)
 
 

@@ -198,6 +198,16 @@ def test_sweep_has_lines_levels_and_published_points(drawn):
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "2"]
 
 
+def test_every_level_of_a_sweep_is_drawn_in_a_style_of_its_own(drawn):
+    """Two bounds, each ours and the paper's."""
+    levels = {"2/0, ours": 82.0, "2/0, paper": 83.4, "10/0, ours": 89.0, "10/0, paper": 90.5}
+    draw_sweep("times", {"FedIRM": {1.0: Spread(85.0, 1.0, 3)}}, levels, {}, "w.png")
+    (axes,) = drawn["w.png"].axes
+    lines = {line.get_label(): line for line in axes.lines if line.get_label() in levels}
+    assert {name: line.get_ydata()[0] for name, line in lines.items()} == levels
+    assert len({line.get_linestyle() for line in lines.values()}) == len(levels)
+
+
 def test_values_of_a_sweep_stand_at_equal_distances(drawn):
     points = {x: Spread(80.0, 1.0, 3) for x in (16.0, 1.0, 4.0)}
     draw_sweep("times", {"FedIRM": points}, {}, {"FedIRM": {4.0: 87.0}}, "w.png")

@@ -25,7 +25,7 @@ from utils.plots.style import (
 )
 
 LONGEST_LEGEND, LONGEST_ROW = 60, 40  # letters
-DODGE = 0.08  # of a client, between lines that would hide each other
+DODGE = 0.08  # of the distance of two values of x, between lines that would hide each other
 
 REFERENCE_MARKER = {
     "marker": "D",
@@ -194,7 +194,8 @@ def draw_sweep(
             marker = REFERENCE_MARKER | {"color": color, "label": f"{name}, paper"}
             at = [places[value] for value in published]
             handles += axes.plot(at, list(published.values()), **marker)
-    for (name, level), style in zip(levels.items(), LINE_STYLES[2:], strict=False):
+    for number, (name, level) in enumerate(levels.items()):
+        style = LINE_STYLES[(number + 2) % len(LINE_STYLES)]
         handles.append(axes.axhline(level, color="black", linestyle=style, label=name))
     axes.set(xlabel=x_label, ylabel="test AUROC (%)")
     axes.set_xticks(list(places.values()), [f"{value:g}" for value in places])
