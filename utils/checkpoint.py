@@ -52,7 +52,7 @@ def load_checkpoint(path: Path, digest: str | None = None, check: Check = anythi
     raw = _read(path)
     checked = _refuse_damaged(path, raw, digest)
     try:
-        description = describe(raw[:-TAIL_BYTES] if checked else raw)
+        description = describe(raw)
         content = description.content
         if not isinstance(content, dict):
             raise Mismatch(f"holds {shown(content)}, not a checkpoint")
@@ -69,19 +69,19 @@ def verify_checkpoint(path: Path, digest: str) -> None:
     _refuse_damaged(path, _read(path), digest)
 
 
-def _read(path: Path) -> memoryview:
+def _read(path: Path) -> bytes:
     try:
-        return memoryview(path.read_bytes())
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; name an existing checkpoint") from error
 
 
-def _refuse_damaged(path: Path, raw: memoryview, digest: str | None) -> bool:
+def _refuse_damaged(path: Path, raw: bytes, digest: str | None) -> bool:
     """Whether the file has a checksum; `UserError` where that, or `digest`, does not fit."""
     has_mark = raw[-TAIL_BYTES:-DIGEST_BYTES] == MARK
     if not has_mark and digest is None:
         return False
-    found = hashlib.sha256(raw[:-TAIL_BYTES]).digest()
+    found = hashlib.sha256(memoryview(raw)[:-TAIL_BYTES]).digest()
     if not has_mark or found != raw[-DIGEST_BYTES:]:
         raise UserError(f"{path}: damaged (its checksum does not fit); use an earlier one")
     if digest not in (None, found.hex()):

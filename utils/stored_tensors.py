@@ -64,9 +64,10 @@ class Description:
     read_storage: Callable[[str], bytes]
 
 
-def describe(raw: memoryview) -> Description:
+def describe(raw: bytes) -> Description:
     """What a file says it holds; `UnsafeFile` where that is not read, damaged, or more than the
-    file's own bytes can be."""
+    file's own bytes can be. What follows after torch's own bytes, a checksum say, is not looked at.
+    """
     try:
         archive = zipfile.is_zipfile(io.BytesIO(raw))
         content, sizes, read_storage = _open_zip(raw) if archive else _open_legacy(raw)
@@ -129,7 +130,7 @@ def _refuse_claim(claim: TensorClaim, sizes: dict[str, int]) -> None:
         raise UnsafeFile("a tensor is larger than the bytes that are there")
 
 
-def _open_zip(raw: memoryview):
+def _open_zip(raw: bytes):
     archive = zipfile.ZipFile(io.BytesIO(raw))
     names = archive.namelist()
     top = next(name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl"))
@@ -147,7 +148,7 @@ def _open_zip(raw: memoryview):
     return content, sizes, lambda key: archive.read(folder + key)
 
 
-def _open_legacy(raw: memoryview):
+def _open_legacy(raw: bytes):
     stream = io.BytesIO(raw)
     if _Reader(stream).load() != LEGACY_MAGIC or _Reader(stream).load() != LEGACY_PROTOCOL:
         raise UnsafeFile("not a file of tensors")
@@ -163,7 +164,7 @@ def _open_legacy(raw: memoryview):
         if size > len(raw) - stream.tell():
             raise UnsafeFile("cut off: a tensor's bytes are missing")
         stream.seek(size, io.SEEK_CUR)
-    return content, sizes, lambda key: bytes(raw[places[key] : places[key] + sizes[key]])
+    return content, sizes, lambda key: raw[places[key] : places[key] + sizes[key]]
 
 
 class _Entries(dict):
