@@ -54,6 +54,7 @@ SWEPT_TITLES = {
     "num_labeled": "labelled clients",
     "num_unlabeled": "unlabelled clients",
     "labeled_weight": "a labelled client's share of the average, times",
+    "labeled_volumes": "labelled volumes at each of the labelled clients",
 }
 REPORTED_MATRICES = "the rounds with both matrices that are nearest to 1, 30 and 60"
 

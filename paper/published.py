@@ -166,7 +166,7 @@ class Item:
     panels: tuple[tuple[str, tuple[Setting, ...]], ...]  # (title, rows)
     # "bars", "rivals" (bars, and each class and the cost), "sweep", "matrices", "rates", "volumes"
     drawing: str
-    swept: str = ""  # the flag on the x axis of a sweep
+    swept: str = ""  # the flag on the x axis, where values of one are compared
     preset: str = "bench"
     levels: tuple[Setting, ...] = ()  # rows of a sweep that are horizontal lines
 
@@ -346,9 +346,11 @@ ITEMS = {
         "Segmentation of volumes: 2, 4, 8 and 16 labelled volumes at each of two clients",
         (
             ("FedIRM", _some_labels("FedIRM 2/8", "fedirm", 8)),
+            ("Fed-Consistency", _some_labels("Fed-Consistency 2/8", "fed_consistency", 8)),
             ("FedAvg, labelled clients only", _some_labels("FedAvg 2/0", "fedavg", 0)),
         ),
         "volumes",
+        "labeled_volumes",
         preset="hippocampus",
     ),
     "hippocampus_rates": Item(

@@ -7,12 +7,19 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import wilcoxon
 
-from paper.comparison import SettingRuns, duration, made_on, overlaps_of
-from paper.published import Item, Setting, gap_closed
+from paper.comparison import SWEPT_TITLES, SettingRuns, duration, made_on, overlaps_of
+from paper.published import METHOD_TITLES, Item, Setting, gap_closed
 from utils.errors import UserError
 from utils.files import write_text
 from utils.metrics.volumes import VOLUME_METRICS, VolumeScores
-from utils.plots.comparison import CurvePanel, draw_bars, draw_spread_curves, spread_of
+from utils.plots.comparison import (
+    CurvePanel,
+    Spread,
+    draw_bars,
+    draw_spread_curves,
+    draw_sweep,
+    spread_of,
+)
 from utils.plots.runs import read_environment
 from utils.report.volumes import SCORES_FILE, read_scores
 from utils.table_files import NOT_AVAILABLE, to_csv, to_latex, to_markdown
@@ -125,7 +132,7 @@ def volume_means(scores: VolumeScores) -> dict[str, float]:
 
 
 def pair_table(rows: Sequence[SegmentedRuns]) -> tuple[list[str], list[list[str]]]:
-    """FedIRM less every other row of the same flags, seed by seed."""
+    """FedIRM less every other row of the same flags, seed by seed and over the seeds."""
     header = ["seed", "row", "less", "volumes", "mean difference in Dice", "better on", "p"]
     cells = []
     for ours in rows:
@@ -133,9 +140,11 @@ def pair_table(rows: Sequence[SegmentedRuns]) -> tuple[list[str], list[list[str]
             rival = theirs.setting.method != "fedirm" and theirs.setting.extra == ours.setting.extra
             if ours.setting.method != "fedirm" or not rival:
                 continue
-            for seed in sorted(ours.scores.keys() & theirs.scores.keys()):
-                names = [ours.setting.label, theirs.setting.label]
-                cells.append([str(seed), *names, *_compared(ours, theirs, seed)])
+            seeds = sorted(ours.scores.keys() & theirs.scores.keys())
+            names = [ours.setting.label, theirs.setting.label]
+            cells += [[str(seed), *names, *_compared(ours, theirs, seed)] for seed in seeds]
+            if len(seeds) > 1:
+                cells.append(["all", *names, *_over_seeds(ours, theirs, seeds)])
     return header, cells
 
 
@@ -153,6 +162,18 @@ def _compared(ours: SegmentedRuns, theirs: SegmentedRuns, seed: int) -> list[str
         f"{(differences > 0).sum()} of {len(differences)}",
         _p_value(differences),
     ]
+
+
+def _over_seeds(ours: SegmentedRuns, theirs: SegmentedRuns, seeds: Sequence[int]) -> list[str]:
+    """The seeds' mean differences: their mean, and on how many seeds ours is above."""
+    pairs = [
+        [np.mean(list(volume_means(row.scores[seed]).values())) for row in (ours, theirs)]
+        for seed in seeds
+    ]
+    differences = [100 * (mine - their) for mine, their in pairs]
+    better = sum(difference > 0 for difference in differences)
+    mean = f"{np.mean(differences):+.2f}"
+    return [NOT_AVAILABLE, mean, f"{better} of {len(seeds)} seeds", NOT_AVAILABLE]
 
 
 def _p_value(differences: np.ndarray) -> str:
@@ -203,14 +224,24 @@ def run_rows(rows: Sequence[SegmentedRuns]) -> tuple[list[str], list[list[str]]]
 
 
 def _draw(item: Item, rows: Sequence[SegmentedRuns], stem: Path) -> list[Path]:
-    bars = {
-        VOLUME_METRICS[name]: {
-            row.setting.label: spread_of(list(row.means(name).values())) for row in rows
-        }
+    figures = [stem.with_name(f"{stem.name}{ending}.png") for ending in ("", "_curves")]
+    spreads = {
+        name: {row.setting: spread_of(list(row.means(name).values())) for row in rows}
         for name in PERCENT
     }
-    figures = [stem.with_name(f"{stem.name}{ending}.png") for ending in ("", "_curves")]
-    draw_bars(bars, {}, "", figures[0])
+    if item.swept:
+        lines: dict[str, dict[float, Spread]] = {}
+        for setting, spread in spreads["dice"].items():
+            title = METHOD_TITLES[setting.method]
+            lines.setdefault(title, {})[setting.number(item.swept)] = spread
+        x_label = SWEPT_TITLES[item.swept]
+        draw_sweep(x_label, lines, {}, {}, figures[0], y_label="test Dice (%), mean of structures")
+    else:
+        bars = {
+            VOLUME_METRICS[name]: {setting.label: spread for setting, spread in found.items()}
+            for name, found in spreads.items()
+        }
+        draw_bars(bars, {}, "", figures[0])
     runs = {row.setting: row.runs.metrics() for row in rows}
     panels = [
         CurvePanel(

@@ -227,4 +227,4 @@ def test_how_to_segment_volumes(place, tmp_path):
     predicted = tmp_path / "runs/NAME/tests/epoch_0-imagesTr"
     assert len(list(predicted.glob("case_*.nii.gz"))) == 24
     plans = [line for command, line in printed.items() if "reproduce" in command]
-    assert ["0 of 15 runs" in plans[0], "0 of 24 runs" in plans[1]] == [True, True]
+    assert ["0 of 15 runs" in plans[0], "0 of 36 runs" in plans[1]] == [True, True]

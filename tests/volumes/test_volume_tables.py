@@ -13,10 +13,11 @@ from options import args_parser
 from paper.comparison import SettingRuns
 from paper.published import ITEMS
 from paper.rates import write_rates
-from paper.volumes import pair_table, volume_means, write_volume_item
+from paper.volumes import volume_means, write_volume_item
 from tests.helpers.volumes import write_prepared
 from utils.errors import UserError
 from utils.metrics.volumes import VOLUME_METRICS, VolumeScores
+from utils.plots import comparison as comparison_plots
 from utils.plots import runs as plots
 from utils.report.volumes import read_scores, write_scores
 from utils.tables.tables import groups_table, read_logs, rounds_table
@@ -97,15 +98,18 @@ def test_every_number_of_the_table_follows_from_the_scores(groups, tmp_path):
 def test_pairs_are_wilcoxons_test_over_the_volumes_of_a_seed(groups, tmp_path):
     write_volume_item(ITEMS["hippocampus"], groups, "hippocampus", tmp_path / "results" / "h")
     pairs = pd.read_csv(tmp_path / "results" / "h_pairs.csv")
-    assert len(pairs) == 6  # three other rows, two seeds
+    assert len(pairs) == 9  # three other rows, each of two seeds and over them
     ours, theirs = (
         np.array(list(volume_means(read_scores(tmp_path / name / "scores_test.csv")).values()))
         for name in ("fedirm-2-8-seed2", "fed_consistency-2-8-seed2")
     )
-    row = pairs[(pairs["seed"] == 2) & (pairs["less"] == "Fed-Consistency 2/8")].iloc[0]
+    row = pairs[(pairs["seed"] == "2") & (pairs["less"] == "Fed-Consistency 2/8")].iloc[0]
     assert row["mean difference in Dice"] == pytest.approx(5)
     assert row["better on"] == f"{(ours > theirs).sum()} of 10"
     assert row["p"] == pytest.approx(wilcoxon(ours - theirs).pvalue, rel=0.05)
+    over = pairs[pairs["seed"] == "all"].iloc[0]
+    assert over["less"] == "FedAvg 10/0" and over["better on"] == "0 of 2 seeds"
+    assert over["mean difference in Dice"] == pytest.approx(-10)
 
 
 def test_rows_tested_on_other_volumes_are_not_compared(groups, tmp_path):
@@ -142,12 +146,33 @@ def test_a_run_records_its_peak_of_memory(run):
     assert environment["packages"]["monai"] and environment["packages"]["nibabel"]
 
 
-def test_labelled_volumes_are_compared_within_their_number(groups):
-    """Rows of other flags are no rivals."""
-    items = ITEMS["hippocampus_labels"].settings
-    named = {setting.label for setting in items}
-    assert {"FedIRM 2/8, 4", "FedAvg 2/0, 16"} <= named and len(items) == 8
-    assert pair_table([])[1] == []
+def test_labelled_volumes_are_compared_within_their_number(tmp_path, monkeypatch):
+    """Rows of other flags are no rivals; a line of the figure is a method's over the numbers."""
+    drawn = []
+    monkeypatch.setattr(comparison_plots, "save_figure", lambda figure, path: drawn.append(figure))
+    item = ITEMS["hippocampus_labels"]
+    levels = {"fedavg": 0.6, "fed_consistency": 0.7, "fedirm": 0.8}
+    groups = []
+    for setting in item.settings:
+        dice = levels[setting.method] + setting.number("labeled_volumes") / 100
+        scored(tmp_path / setting.name, np.full((3, 2), dice))
+        groups.append(SettingRuns(setting, {7: tmp_path / setting.name}))
+    write_volume_item(item, groups, "hippocampus", tmp_path / "results" / "h")
+    pairs = pd.read_csv(tmp_path / "results" / "h_pairs.csv")
+    assert list(pairs["row"]) == [f"FedIRM 2/8, {n}" for n in (2, 4, 8, 16) for _ in range(2)]
+    assert [cell.rpartition(", ") for cell in pairs["less"]] == [
+        (name, ", ", str(n))
+        for n in (2, 4, 8, 16)
+        for name in ("Fed-Consistency 2/8", "FedAvg 2/0")
+    ]
+    sweep = drawn[0].axes[0]
+    assert [text.get_text() for text in sweep.get_xticklabels()] == ["2", "4", "8", "16"]
+    lines = {
+        text.get_text(): list(container.lines[0].get_ydata())
+        for container, text in zip(sweep.containers, drawn[0].legends[0].get_texts(), strict=True)
+    }
+    assert lines["FedIRM, ours"] == pytest.approx([82, 84, 88, 96])
+    assert lines["FedAvg, ours"] == pytest.approx([62, 64, 68, 76])
 
 
 def test_few_labelled_volumes_are_trained_on_as_long_as_many():

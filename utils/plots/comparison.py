@@ -168,9 +168,10 @@ def draw_sweep(
     references: Mapping[str, Mapping[float, float]],
     out_png: str | os.PathLike,
     ours: str = "ours",
+    y_label: str = "test AUROC (%)",
 ) -> None:
-    """AUROC in per cent against what a sweep varies: {line: {x: Spread}} with error bars, the
-    values of x at equal distances.
+    """A score against what a sweep varies: {line: {x: Spread}} with error bars, the values of x at
+    equal distances.
 
     `levels` are horizontal lines (the upper bound); `references` are published points of the
     line with the same name, drawn as diamonds in its colour. Lines stand a little beside each
@@ -197,7 +198,7 @@ def draw_sweep(
     for number, (name, level) in enumerate(levels.items()):
         style = LINE_STYLES[(number + 2) % len(LINE_STYLES)]
         handles.append(axes.axhline(level, color="black", linestyle=style, label=name))
-    axes.set(xlabel=x_label, ylabel="test AUROC (%)")
+    axes.set(xlabel=x_label, ylabel=y_label)
     axes.set_xticks(list(places.values()), [f"{value:g}" for value in places])
     axes.grid(alpha=0.3)
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
