@@ -2,7 +2,8 @@
 
     python reproduce.py table1 --dry_run
     python reproduce.py table1 | fig2a | fig2b | fig2c | slides | ablation
-    python reproduce.py rivals | rates | labeled_weight --root_path DIR --csv_file_train A.csv ...
+    python reproduce.py rivals | rates | labeled_weight | sources --root_path DIR ...
+        (with --csv_file_train A.csv, _val, _test)
     python reproduce.py table1 --preset paper --root_path DIR --csv_file_train A.csv ...
     python reproduce.py hippocampus | hippocampus_labels | hippocampus_rates --volumes DIR
 

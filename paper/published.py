@@ -248,6 +248,14 @@ RIVALS = (
 )
 
 
+# Each source is a client; the images differ between them, and so do the classes they have.
+SOURCES_APART = (("partition", "site"), ("num_users", 4))
+
+
+def _source_row(method: str, labeled: int, unlabeled: int) -> Setting:
+    return replace(_row(method, labeled, unlabeled), extra=SOURCES_APART)
+
+
 # A rate of the second phase is tried from where the preset's own first phase ends.
 def _rates(
     base: Sequence[float], late: Sequence[float], *common: tuple[str, object]
@@ -329,6 +337,22 @@ ITEMS = {
         "sweep",
         "labeled_weight",
         levels=(LOWER_BOUND, UPPER_BOUND),
+    ),
+    "sources": Item(
+        "Each of four sources a client, the first two of them with labels",
+        (
+            (
+                "",
+                (
+                    _source_row("fedavg", 4, 0),
+                    _source_row("fedavg", 2, 0),
+                    _source_row("fed_consistency", 2, 2),
+                    _source_row("fedirm", 2, 2),
+                ),
+            ),
+        ),
+        "rivals",
+        preset="skin-64",
     ),
     "rates": Item(
         "Learning rates of the labelled clients alone (FedAvg 2/0)",

@@ -82,6 +82,7 @@ PLAN = {
         f"python reproduce.py rates {ISIC}": DRY,
         f"python reproduce.py rivals --report last4 {ISIC}": DRY,
         f"python reproduce.py labeled_weight --preset skin-64 --report last4 {ISIC}": DRY,
+        f"python reproduce.py sources --report last4 {ISIC}": DRY,
         "python train_main.py --preset paper-skin --split published --root_path data/isic/images": (
             SMALL_DRY
         ),
