@@ -135,9 +135,8 @@ class LocalUpdate:
         """N_k: how many images it has."""
         return len(self.indices)
 
-    @property
-    def local_epochs(self) -> int:
-        """How often a round goes through its images."""
+    def local_epochs(self, round: int) -> int:
+        """How often that round goes through its images."""
         return self.args.local_ep
 
     def state_dict(self) -> dict:
@@ -208,7 +207,7 @@ class LocalUpdate:
             labels = self.dataset.labels
         draws = self.generator(round, "images", "cpu")
         augmentation = self.task.augmentation(self.args)
-        for epoch in range(self.local_epochs):
+        for epoch in range(self.local_epochs(round)):
             batches = self.dataset.training_batches(
                 self.indices if indices is None else indices,
                 labels,

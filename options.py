@@ -36,6 +36,11 @@ METHODS_OF_IMAGES = {
     "fixmatch": "its strong view is of images",
     "cbafed": "it labels images, not voxels",
 }
+# Methods whose global weights are no mean with weights known before a round.
+OTHER_AVERAGES = {
+    "rscfed": "whose shares follow from the models, a client in several of them",
+    "cbafed": "whose average takes in the weights of rounds before, by what clients kept",
+}
 SPLIT_FILES = ("training.csv", "validation.csv", "testing.csv")
 VOLUME_PHANTOM = ("phantom_patients", "phantom_difficulty")  # what embedded volumes depend on
 LIST_FILES = {  # of a folder that --split names
@@ -193,8 +198,9 @@ def check_values(args: argparse.Namespace) -> None:
         raise UserError("--num_labeled 0: nobody would learn from labels; give at least 1")
     if args.dp_noise and not args.dp_clip:
         raise UserError(f"--dp_noise {args.dp_noise:g}: needs --dp_clip, the largest change")
-    if args.dp_noise and args.aggregate != "mean":
-        raise UserError(f"--dp_noise {args.dp_noise:g}: its promise is of --aggregate mean alone")
+    stops = 0 < args.labeled_stop < args.rounds * args.local_ep
+    if args.dp_noise:
+        _check_promise(args, stops)
     if args.compile in ("on", "graphs") and args.engine != "loop":
         raise UserError(
             f"--compile {args.compile}: clients of --engine {args.engine} train uncompiled; "
@@ -207,7 +213,6 @@ def check_values(args: argparse.Namespace) -> None:
         )
     if args.dp_clip and args.engine == "loop":
         raise UserError(f"--dp_clip {args.dp_clip:g}: only with --engine flower or at sites")
-    stops = 0 < args.labeled_stop < args.rounds * args.local_ep
     if args.method == "rscfed" and stops and args.stopped_clients == "average":
         raise UserError(
             f"--method rscfed --labeled_stop {args.labeled_stop}: it draws from those who train; "
@@ -217,6 +222,21 @@ def check_values(args: argparse.Namespace) -> None:
         raise UserError(
             f"--num_labeled {args.num_labeled} --num_unlabeled {args.num_unlabeled}: more than "
             f"--num_users {args.num_users}"
+        )
+
+
+def _check_promise(args: argparse.Namespace, stops: bool) -> None:
+    """The noise is reckoned for one mean of what this round's clients answered, with weights that
+    are public."""
+    said = f"--dp_noise {args.dp_noise:g}: its promise"
+    if args.aggregate != "mean":
+        raise UserError(f"{said} is of --aggregate mean alone")
+    if args.method in OTHER_AVERAGES:
+        raise UserError(f"{said} is not of --method {args.method}, {OTHER_AVERAGES[args.method]}")
+    if stops and args.stopped_clients == "average":
+        raise UserError(
+            f"{said} is not of models that stay in the average: give --labeled_stop 0 or "
+            "--stopped_clients leave"
         )
 
 

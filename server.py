@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Protocol
 
 import torch
@@ -71,7 +72,8 @@ class Server:
         """The round's global weights on `device`, and the updates without their weights.
 
         The updates are taken as they come in, one at a time, and `done` hears of each.
-        `received` are the global weights that the clients began with.
+        `received` are the global weights that the clients began with, and stay where no update has
+        a weight.
         """
         reports: list[ClientUpdate] = []
         last_of_labeled: list[tuple[dict[str, torch.Tensor], float]] = []
@@ -89,7 +91,12 @@ class Server:
             if not any(report.labeled for report in reports):
                 yield from ((placed(weights, device), share) for weights, share in self._stopped)
 
-        average = self.combine(weighted(), received)
+        models = weighted()
+        first = list(islice(models, 1))
+        if first or not reports:
+            average = self.combine(_and_then(first, models), received)
+        else:  # nobody's counts for anything
+            average = placed(received, device)
         self._stopped = last_of_labeled or self._stopped
         return average, reports
 
@@ -136,6 +143,13 @@ class Server:
     def pictures(self, reports: Sequence[ClientUpdate]) -> dict[str, torch.Tensor]:
         """Matrices (C, C) for a round's figures, by their source in matrices.csv; NaN: no value."""
         return {}
+
+
+def _and_then(first: list, others: Iterator) -> Iterator:
+    """Of `first`, which is emptied so that nobody holds it any longer, then of `others`."""
+    while first:
+        yield first.pop(0)
+    yield from others
 
 
 class RelationServer(Server):

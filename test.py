@@ -240,14 +240,19 @@ def parse() -> argparse.Namespace:
 
 
 def use_test_images(args: argparse.Namespace, run: Path) -> list[str]:
-    """Set the flags of the test images that the run itself had; the names of those that decide."""
+    """Set the flags of the test images, and of their numbers, that the run itself had; the names of
+    those that decide."""
     known = read_json(run / ARGS_FILE, advice="name the images with --csv_file_test")
     if known.get("volumes") is not None:
         args.volumes = args.volumes or Path(known["volumes"])
         args.csv_file_test = run / TEST_LIST
-    for name in ("medmnist", "root_path", "csv_file_test"):
+    as_in_the_run = {"medmnist": Path, "root_path": Path, "csv_file_test": Path}
+    if args.volumes is None:
+        as_in_the_run |= {"cache_dir": Path, "threshold": str, "multi_label": str}
+        as_in_the_run |= {"follow_links": bool}
+    for name, kind in as_in_the_run.items():
         if known.get(name) is not None and getattr(args, name) is None:
-            setattr(args, name, Path(known[name]))
+            setattr(args, name, kind(known[name]))
     return [name for name in ("csv_file_test", "medmnist") if getattr(args, name) is not None]
 
 

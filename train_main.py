@@ -58,7 +58,7 @@ def main() -> int:
     except (UserError, BrokenPipeError):
         raise
     except Exception as error:
-        if (shortage := memory_shortage(error, args)) is not None:
+        if (shortage := memory_shortage(error, run.args)) is not None:
             raise UserError(f"{shortage}; {run.next_command()}") from error
         print(f"{run.folder}: ended early. {run.next_command()}", file=sys.stderr)
         raise

@@ -15,6 +15,7 @@ import numpy as np
 from scipy import ndimage
 
 from utils.errors import UserError
+from utils.memory import available_memory
 from utils.packages import import_3d
 
 MODALITIES = ("mr", "ct")
@@ -159,21 +160,6 @@ def _check_header(path: Path, image, fewest_slices: int = 2) -> None:
             f"needs {voxels * BYTES_PER_VOXEL / 1e9:.1f} GB of memory, "
             f"{available_memory() / 1e9:.1f} GB are free"
         )
-
-
-def available_memory() -> float:
-    """Bytes of main memory that are free, as far as the system says."""
-    import resource
-
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            facts = dict(line.split(":", 1) for line in file)
-        free = int(facts["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        pass
-    return free if limit == resource.RLIM_INFINITY else min(free, limit)
 
 
 def normalise(data: np.ndarray, modality: str, window: tuple[float, float]) -> np.ndarray:

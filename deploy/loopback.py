@@ -48,6 +48,8 @@ def main() -> int:
     parser.add_argument("--flags", default="--preset demo", help="flags of train_main.py")
     options = parser.parse_args()
     args = args_parser(shlex.split(options.flags))
+    if args.task != "classification":
+        raise UserError(f"--flags: a federation of images alone, --task {args.task} is none")
     if needs_embedded_data(args):
         place_embedded_data(args, print)
     table = load_tables(args)["train"]

@@ -45,7 +45,7 @@ def read_roles(path: Path) -> dict[bytes, Role]:
     table = read_csv_text(path)
     if tuple(table.header) not in (COLUMNS, COLUMNS[:3]):
         raise UserError(f"{path} line 1: give the columns {','.join(COLUMNS)}, images or not")
-    rows = csv.reader(table.text.rstrip().split("\n")[1:])
+    rows = csv.reader(table.text.rstrip().split("\n")[1:], delimiter=table.separator)
     for line, cells in enumerate(rows, start=2):
         client, labeled, key_file, images = [*map(str.strip, cells), "", "", "", ""][:4]
         if not client.isdecimal() or labeled not in ("0", "1") or not (images or "0").isdecimal():

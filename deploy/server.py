@@ -113,8 +113,10 @@ class FedIRM(FlowerFedAvg):
                 continue
             if recalled != self.asked[site]:
                 self.run.say(f"client {site.client} has lost its memory and began anew")
-            site.memory_round = round
-            if self.exchange.accept(site, round, update, received):
+            before, site.memory_round = site.memory_round, round
+            if not self.exchange.accept(site, round, update, received):
+                site.memory_round = before
+            else:
                 count += 1
                 if norm := self.run.args.dp_clip:
                     clipped = clip_update(update.weights, received, self.parameters, norm)
@@ -135,6 +137,7 @@ def serve(
     progress = run.restore(data, server) or start(args, data.class_names)
     networks = build_networks(args, data.class_names, devices[:1])
     exchange = run.begin(data, sites.all(), networks, devices[:1], TASKS[args.task])
+    run.compiled("off")
     progress = progress._replace(weights=first_weights(args, progress, networks[0]))
     strategy = FedIRM(run, exchange, data, networks[0], devices[0], sites, progress, server)
     arrays = pack_weights(progress.weights)

@@ -95,7 +95,10 @@ class SiteRegister:
         return Message(content, node_id, kind, ttl=self.args.client_timeout)
 
     def wait_for(self, count: int) -> None:
-        """Wait until `count` sites said who they are, or until the time for it is over."""
+        """Wait until `count` sites said who they are, or until the time for it is over.
+
+        Then `UserError` where they are fewer than `--min_clients`, which by default are all.
+        """
         deadline = time.monotonic() + self.args.client_timeout
         there = len(self.online())
         if there < count:
@@ -104,6 +107,15 @@ class SiteRegister:
         while there < count and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
             there = len(self.online())
+        if there >= count:
+            return
+        known = ", ".join(str(site.client) for site in self.online()) or "none"
+        found = f"{there} of {count} clients are there ({known})"
+        if there < min(self.args.min_clients or count, count):
+            raise UserError(
+                f"{found}, --min_clients {self.args.min_clients}; bring the others and begin again"
+            )
+        self.say(f"{found}: beginning without the others")
 
     def ready_for(self, server: Server, round: int) -> list[RemoteSite]:
         """The sites that `server` has train in `round` and that are there, by client.

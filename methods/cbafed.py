@@ -121,10 +121,11 @@ class CBAFedSupervisedLocalUpdate(SupervisedLocalUpdate):
     theta_old are the weights of so many epochs before; BatchNorm's statistics are among them.
     """
 
-    @property
-    def local_epochs(self) -> int:
-        """--cbafed_labeled_epochs, or as many as everybody."""
-        return self.args.cbafed_labeled_epochs or self.args.local_ep
+    def local_epochs(self, round: int) -> int:
+        """--cbafed_labeled_epochs, once the unlabelled clients may join; until then --local_ep."""
+        args = self.args
+        joined = round * args.local_ep > args.join_epoch
+        return (joined and args.cbafed_labeled_epochs) or args.local_ep
 
     def train(
         self,

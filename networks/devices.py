@@ -75,14 +75,15 @@ def _refuse_without_kernels(device: torch.device) -> None:
     built = torch.cuda.get_arch_list()  # sm_90 has machine code, compute_90 portable code
     capability = torch.cuda.get_device_capability(device)
     versions = [
-        (kind, *divmod(int(re.sub(r"\D", "", number)), 10))
-        for kind, number in (name.split("_") for name in built)
+        (found[1], *divmod(int(found[2]), 10))
+        for name in built
+        if (found := re.fullmatch(r"(sm|compute)_(\d+)\w?", name))  # AMD's are gfx90a and the like
     ]
     runs = [
         (major, minor) <= capability and (kind == "compute" or major == capability[0])
         for kind, major, minor in versions
     ]
-    if built and not any(runs):
+    if versions and not any(runs):
         raise UserError(
             f"--gpu {device.index}: {torch.cuda.get_device_name(device)} has compute capability "
             f"{capability[0]}.{capability[1]}, and this PyTorch was built for {' '.join(built)}; "
@@ -140,15 +141,17 @@ def memory_shortage(error: Exception, args: Namespace) -> str | None:
     on_gpu = isinstance(error, torch.OutOfMemoryError) or GPU_FULL.search(str(error)) is not None
     if not on_host and not (on_gpu and isinstance(error, RuntimeError)):
         return None
-    where, smaller = "main memory", ""
+    where, less = "main memory", ["--cache disk", "--client_state disk"]
     sides = f"--image_size (now {args.image_size})"
     if args.task == "segmentation":
         sides = f"--patch_size (now {' '.join(map(str, args.patch_size))})"
     if not on_host:
-        where, smaller = "the GPU's memory", ", or halve the activations with --precision bf16"
+        where = "the GPU's memory"
+        less += ["--precision bf16"] if args.precision != "bf16" else []
+        less += ["--compile off"] if args.compile != "off" else []
     return (
-        f"{where} is full: lower --batch_size (now {args.batch_size}) or {sides}, "
-        f"or keep less in it with --cache disk, --client_state disk{smaller}"
+        f"{where} is full: keep less in it with {', '.join(less)}; or, in a new run, lower "
+        f"--batch_size (now {args.batch_size}) or {sides}"
     )
 
 

@@ -23,6 +23,7 @@ from tasks import TASKS
 from utils.errors import UserError
 from utils.files import folder_bytes, free_bytes, megabytes
 from utils.plots.runs import every_argument, read_arguments, read_metrics
+from utils.report.blocks import MARKDOWN_FILE
 
 # What decides where a run is stored and how it is run, not what it computes. Data may have moved,
 # but nothing here has read both: other paths are other data.
@@ -53,10 +54,12 @@ class PlannedRun:
         return max(self.args.rounds - self.args.start_epoch - len(history), 0)
 
     def state(self) -> str:
-        """finished, interrupted or missing."""
+        """finished, interrupted or missing. A run is finished with its report: tables are made of
+        what it wrote beside it."""
         if not (self.folder / "args.json").exists():
             return "missing"
-        return "interrupted" if self.rounds_left() else "finished"
+        reported = (self.folder / MARKDOWN_FILE).exists()
+        return "finished" if reported and not self.rounds_left() else "interrupted"
 
     def check(self) -> None:
         """Raise UserError where the folder holds a run of other flags."""

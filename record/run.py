@@ -4,7 +4,8 @@ import json
 import shlex
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -69,6 +70,7 @@ class Run:
         self.server: Server | None = None  # from `restore` on
         self.task: Task | None = None  # from `begin` on
         self.exchange: Exchange | None = None  # likewise
+        self._placement: Callable[[], str] | None = None  # likewise
         self.log = RunLog()
         self.unsaved: RunState | None = None  # of the last round, where --state_every left it out
         # A client elsewhere goes back by two rounds at most.
@@ -160,8 +162,7 @@ class Run:
         one_model = model_bytes(networks[0])
         evaluated = sum(len(images) for images in (data.val, data.test) if images is not None)
         self.costs = round_costs(self.args, self.server, clients, evaluated)
-        reserved = activation_bytes(self.args, data.test.input_shape, devices)
-        self._find_room(clients, one_model, reserved, devices)
+        self._find_room(clients, one_model, data.test.input_shape, devices)
         self._write_beginning(data, devices)
         guard = ClientGuard(self.args.on_bad_client, self.say, self.server.find_fault)
         self.exchange = Exchange(self.store, guard, self.log, one_model)
@@ -171,16 +172,18 @@ class Run:
         self,
         clients: Sequence[LocalUpdate],
         one_model: int,
-        reserved: int,
+        shape: Sequence[int],
         devices: Sequence[torch.device],
     ) -> None:
-        """Where the clients' memories wait; `reserved` bytes of each device are for training."""
+        """See that the disk has room for the states, and know how to choose where the clients'
+        memories wait: each device has a step's activations, of inputs of `shape`, to hold."""
         copies = sum(client.remembered_copies for client in clients)
         all_copies = copies + self.server.models_remembered(clients)
         done = len(self.history)
         refuse_small_disk(self.folder, self.args, all_copies, one_model, done, self.say)
-        self.store.placement = choose_placement(
-            self.args.client_state, copies * one_model, devices, reserved
+        reserved = activation_bytes(self.args, shape, devices)
+        self._placement = partial(
+            choose_placement, self.args.client_state, copies * one_model, devices, reserved
         )
 
     def _write_beginning(self, data: FederatedData, devices: Sequence[torch.device]) -> None:
@@ -212,7 +215,9 @@ class Run:
             remove_later_weights(self.folder / "checkpoints", self.history[-1]["round"])
 
     def compiled(self, mode: str) -> None:
-        """Note in env.json how the backbones are run: "off", "on" or "graphs"."""
+        """Note in env.json how the backbones are run: "off", "on" or "graphs". Recorded passes hold
+        their memory for good: what is free beside them decides where the clients' memories wait."""
+        self.store.placement = self._placement()
         self.environment["compile"] = mode
         _write_json(self.folder / ENV_FILE, self.environment)
 

@@ -6,7 +6,6 @@ complete; the last two states stay, should the newest be damaged. When the run h
 ended they may go, but for the newest without its clients: it says that there is nothing to do.
 """
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -19,6 +18,7 @@ from options import KEPT_STATES
 from record.rounds import RoundMatrices
 from utils.checkpoint import load_checkpoint, save_checkpoint, verify_checkpoint
 from utils.errors import UserError
+from utils.memory import main_memory
 from utils.schema import (
     any_number,
     anything,
@@ -172,8 +172,7 @@ def choose_placement(
         free = min(torch.cuda.mem_get_info(device)[0] for device in devices)
         if state_bytes / len(devices) < min(MEMORY_SHARE * free, free - reserved):
             return "device"
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return "host" if state_bytes < MEMORY_SHARE * memory else "disk"
+    return "host" if state_bytes < MEMORY_SHARE * main_memory() else "disk"
 
 
 class Progress(NamedTuple):

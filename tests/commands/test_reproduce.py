@@ -35,6 +35,16 @@ def test_finished_runs_are_reused_interrupted_go_on_missing_are_run(place, no_re
     assert len(place.calls()) == 5
 
 
+def test_a_run_that_ended_before_its_report_goes_on_with_it(place, no_report):
+    place.run("fig2a", "--seeds", "1")
+    folder = place.runs / "demo" / "fedirm-2-8-seed1"
+    (folder / "REPORT.md").unlink()
+    out = place.run("fig2a", "--seeds", "1")
+    assert "interrupted after 4 of 4 rounds" in out and "1 of 2 runs finished, 1 to do" in out
+    assert place.calls()[2] == f"--resume {folder} --rounds 4"
+    assert "2 of 2 runs finished" in place.run("fig2a", "--seeds", "1")
+
+
 def test_other_flags_in_a_run_folder_are_refused_not_reused(place, no_report):
     place.run("fig2a", "--seeds", "1")
     with pytest.raises(UserError, match="was run with --base_lr 0.001, now 0.01 is asked for"):

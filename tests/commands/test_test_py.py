@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,6 +127,24 @@ def test_a_test_leaves_the_run_alone_and_quotes_it_up_to_its_checkpoint(run, tes
     assert facts["training"] == "preset paper, 1 rounds"
     assert "epoch_0.pth, SHA-256 " in facts["checkpoint"]
     assert facts["evaluated with"].startswith("python test.py --resume")
+
+
+def test_a_run_is_tested_as_it_tested_itself(run, tmp_path):
+    """Its own threshold, rows without one class dropped, its own links."""
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    flags = json.loads((folder / "args.json").read_text())
+    table = tmp_path / "testing.csv"
+    lines = Path(flags["csv_file_test"]).read_text().splitlines()
+    cells = lines[1].split(",")
+    table.write_text("\n".join([*lines, ",".join(["none.png", *cells[1:-5], *"00000"])]))
+    flags |= {"threshold": 0.2, "multi_label": "drop", "csv_file_test": str(table)}
+    (folder / "args.json").write_text(json.dumps(flags))
+    printed = run_test_py("--resume", folder)
+    report = (folder / "tests" / "epoch_1-testing" / "REPORT.md").read_text()
+    assert "0.2 for every class" in report and "--threshold 0.2" in printed
+    with pytest.raises(UserError, match="line"):
+        run_test_py("--resume", folder, "--multi_label", "refuse")
 
 
 def test_deleted_tables_and_figures_come_back_without_images(run, tested, tmp_path):

@@ -118,6 +118,32 @@ def test_too_few_sites_end_in_one_line_after_the_timeout(flags, tmp_path):
         run_rounds(tmp_path / "run", [*flags, *patience], honest, alone)
 
 
+def test_by_default_a_run_begins_with_every_site_or_not_at_all(flags, tmp_path, capsys):
+    def alone(grid: LocalGrid) -> None:
+        del grid.nodes[101]
+
+    patience = ["--client_timeout", "2"]
+    with pytest.raises(UserError, match=r"1 of 2 clients are there \(0\), --min_clients 0; bring"):
+        run_rounds(tmp_path / "run", [*flags, *patience], honest, alone)
+    assert not (tmp_path / "run" / "args.json").exists()
+    one = [*patience, "--min_clients", "1", "--rounds", "1"]
+    run_rounds(tmp_path / "run", [*flags, *one], honest, alone)
+    said = capsys.readouterr().out
+    assert "1 of 2 clients are there (0): beginning without the others" in said
+    assert len(Result(tmp_path / "run").metrics()) == 1
+
+
+def test_who_is_turned_away_at_first_has_no_memory_of_it(flags, tmp_path):
+    """Client 1 takes part from round 1 on."""
+
+    def tamper(client: int, round: int, answer: Message) -> Message:
+        return with_nan(answer) if (client, round) == (1, 1) else answer
+
+    policy = ["--on_bad_client", "skip", "--min_clients", "1"]
+    grid = run_rounds(tmp_path / "run", [*flags, *policy], tamper, nothing)
+    assert [asked for client, _, asked in grid.asked if client == 1][:3] == [-1, -1, 2]
+
+
 def test_second_node_of_a_client_is_refused(flags, tmp_path, capsys):
     def twice(grid: LocalGrid) -> None:
         grid.nodes[102] = 1

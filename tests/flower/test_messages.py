@@ -192,6 +192,12 @@ def test_the_list_of_sites_is_read(tmp_path, keys):
     assert plain_key(keys[2]) not in roles
 
 
+def test_a_list_of_sites_may_be_separated_as_a_spreadsheet_does(tmp_path, keys):
+    path = write_list(tmp_path, "0,1,site_0.pub,1200\n")
+    path.write_text(path.read_text().replace(",", ";"))
+    assert read_roles(path) == {plain_key(keys[0]): (0, True, 1200)}
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

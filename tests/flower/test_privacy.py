@@ -1,6 +1,7 @@
 """Clipping and noise: what they change, what they leave, and what they cost."""
 
 import math
+import shlex
 
 import pytest
 import torch
@@ -59,6 +60,27 @@ def test_epsilon_by_hand():
 def test_noise_without_a_clip_is_refused():
     with pytest.raises(UserError, match="needs --dp_clip"):
         args_parser(["--preset", "demo", "--engine", "flower", "--dp_noise", "1"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--aggregate median", "of --aggregate mean alone"),
+        ("--method rscfed", "not of --method rscfed, whose shares follow from the models"),
+        ("--method cbafed", "not of --method cbafed, whose average takes in"),
+        ("--labeled_stop 5", "not of models that stay in the average"),
+        ("--labeled_stop 5 --stopped_clients leave", None),
+        ("--labeled_stop 99", None),
+        ("--method fed_consistency --labeled_weight 4", None),
+    ],
+)
+def test_noise_is_promised_of_a_mean_with_public_weights_alone(flags, words):
+    argv = shlex.split(f"--preset demo --engine flower --dp_clip 1 --dp_noise 1 {flags}")
+    if words is None:
+        assert args_parser(argv).dp_noise == 1
+        return
+    with pytest.raises(UserError, match=words):
+        args_parser(argv)
 
 
 def test_running_variances_stay_positive_under_noise(flags, tmp_path):

@@ -58,6 +58,8 @@ with open(folder / "metrics.csv", "w", newline="") as file:
     writer.writerows(rows)
 with open(folder / "matrices.csv", "w", newline="") as file:
     csv.writer(file).writerows([["round", "source", "row", "column", "value"], *cells])
+if not stop.exists():
+    (folder / "REPORT.md").write_text("# Report")
 sys.exit(1 if stop.exists() else 0)
 """
 

@@ -1,5 +1,7 @@
 """CBAFed: thresholds, pseudo labels and the server's mixing by hand, clients step by step."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -72,6 +74,15 @@ def test_the_server_weighs_by_what_was_trained_on():
     one, other = update(0, 1.0, [5, 5], True), update(1, 5.0, [20, 5], False)
     none = update(2, 99.0, [0, 0], False)
     assert average(server, one, other, none) == pytest.approx((100 * 1 + 25 * 5) / 125)
+
+
+def test_where_nobody_trained_on_anything_the_model_stays():
+    """The labelled have stopped, and no unlabelled client kept an image."""
+    server = make_server()
+    none, too = update(1, 99.0, [0, 0], False), update(2, 98.0, [0, 0], False)
+    assert average(server, none, too, received=3.0) == 3.0
+    with pytest.raises(ValueError, match="at least one client"):
+        average(server)
 
 
 def test_thresholds_are_of_all_clients_counts():
@@ -158,6 +169,7 @@ def test_who_keeps_nothing_returns_what_was_received(net, weights, shared):
 def test_a_labelled_client_mixes_its_weights_after_so_many_epochs(net, weights):
     flags = ("--cbafed_labeled_epochs", "3", "--cbafed_mix_epochs", "2", "--optimizer", "sgd")
     client = make_client(CBAFedSupervisedLocalUpdate, make_dataset(), *flags)
+    client.args.join_epoch = -1
     update = client.train(net, weights, 0, {})
     assert update.shared["class_counts"].tolist() == [0, 1, 2, 0, 1]
 
@@ -179,6 +191,17 @@ def test_a_labelled_client_mixes_its_weights_after_so_many_epochs(net, weights):
     for name, value in reference.state_dict().items():
         if value.is_floating_point():
             torch.testing.assert_close(update.weights[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_the_preset_trains_501_epochs_alone_and_eleven_a_round_from_then_on():
+    """SOURCES: "Warm-up 501 epochs on the labelled client"."""
+    args = args_parser(["--medmnist", "none.npz", "--preset", "cbafed"])
+    client = CBAFedSupervisedLocalUpdate(args, make_dataset(), INDICES, 0, Classification())
+    epochs = [client.local_epochs(round) for round in range(args.rounds)]
+    assert sum(epochs[:501]) == 501 and set(epochs[501:]) == {11}
+    unlabeled = SimpleNamespace(client=1, labeled=False, num_samples=1)
+    joined = [unlabeled in CBAFedServer(args).active([client, unlabeled], r) for r in (500, 501)]
+    assert joined == [False, True]
 
 
 def test_labels_are_not_read_and_a_memory_goes_on_to_the_bit(net, weights):

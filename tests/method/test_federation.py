@@ -152,6 +152,8 @@ def test_devices(monkeypatch):
         else:
             with pytest.raises(UserError, match="Tesla P100 has compute .* built for sm_80"):
                 choose_devices("0", said.append)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["gfx900", "gfx90a", "gfx1100"])
+    assert choose_devices("0", said.append) == [torch.device("cuda:0")]  # AMD's: not looked at
     for wrong in ("", "gpu", "0,cpu", "-1", "cuda:0"):
         with pytest.raises(UserError, match="--gpu"):
             choose_devices(wrong, said.append)

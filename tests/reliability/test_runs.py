@@ -288,8 +288,21 @@ def test_out_of_memory_names_the_flags_that_help(
         "--client_state",
     ):
         assert part in words
-    assert ("--precision bf16" in words) == ("GPU" in where)
+    assert ("--precision bf16, --compile off" in words) == ("GPU" in where)
     assert json.loads((tmp_path / "run" / "args.json").read_text())["batch_size"] == 4
+
+
+def test_out_of_memory_of_a_resumed_run_tells_its_own_numbers(
+    train, phantom_folder, tmp_path, monkeypatch
+):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(UnsupervisedLocalUpdate, "losses", full)
+    run = tmp_path / "run"
+    refused(train(*SMALL, *phantom_folder.flags(), "--run_dir", run))
+    words = refused(train("--resume", run))
+    assert "in a new run, lower --batch_size (now 4) or --image_size (now 32)" in words
 
 
 def test_other_errors_keep_their_traceback(train, phantom_folder, tmp_path, monkeypatch):

@@ -143,7 +143,7 @@ UNLABELED = (
         "cbafed_labeled_epochs",
         0,
         (0, 10_000),
-        "method cbafed: local epochs of a labelled client; 0: local_ep",
+        "method cbafed: local epochs of a labelled client from the join on; 0: local_ep",
     ),
     number(
         "cbafed_mix_epochs",
