@@ -48,6 +48,8 @@ LIST_FILES = {  # of a folder that --split names
     "csv_file_val": "validation.csv",
     "csv_file_test": "test.csv",
 }
+CLIENT_LISTS = "train_clients.json"  # in such a folder: who holds which rows
+SERVER = "server"  # there: the images that another method's server trains on
 NOT_AGAIN = ("run_dir", "resume", "dry_run", *SAID_ONCE)
 
 
@@ -63,11 +65,17 @@ def args_parser(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
     parser.set_defaults(**PRESETS[chosen.preset])
     if chosen.args_from is not None:
+        if "preset" in explicit_flags(argv):
+            raise UserError(
+                f"--preset {chosen.preset}: --args_from has every flag of that run; leave one out"
+            )
         parser.set_defaults(**flags_of_run(chosen.args_from))
     args = parser.parse_args(argv)
     if args.split is not None and args.split.is_dir():
         for flag, file in LIST_FILES.items():
             setattr(args, flag, getattr(args, flag) or args.split / file)
+    if args.split is not None:
+        _follow_split(args, explicit_flags(argv))
     if args.relation_min_samples == 0:
         args.relation_min_samples = RELATION_MIN_AT_SITES if args.engine == "sites" else 1
     check_options(args)
@@ -76,6 +84,46 @@ def args_parser(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if getattr(args, flag) and not goes_on:
             raise UserError(f"--{flag}: needs --resume and the folder of a run")
     return args
+
+
+DECIDED_BY_SPLIT = ("partition", "labeled_fraction", "labeled_volumes")
+
+
+def _follow_split(args: Namespace, typed: Mapping[str, object]) -> None:
+    """Let `args` say of the clients what `--split` says: how many there are and, unless that was
+    said otherwise, who has labels. `UserError` for a typed flag that it contradicts."""
+    for name in typed.keys() & set(DECIDED_BY_SPLIT):
+        raise UserError(f"--{name}: --split says who holds what; leave one out")
+    users, labelled = _clients_of(args.split)
+    if users is None:
+        return
+    if typed.get("num_users", users) != users:
+        raise UserError(f"--num_users {args.num_users}: {args.split} has {users} clients")
+    args.num_users, args.labeled_fraction = users, 0.0
+    if labelled is None:
+        return
+    if "num_labeled" in typed and "labeled_ids" not in typed:
+        args.labeled_ids = list(range(args.num_labeled))
+    args.labeled_ids = args.labeled_ids or labelled
+    args.num_labeled = len(args.labeled_ids)
+
+
+def _clients_of(path: Path) -> tuple[int | None, list[int] | None]:
+    """How many clients a `--split` has, and which of them have labels, where it says so; None for
+    a file of another form, of which whoever deals the clients says what is wrong."""
+    from utils.json_files import read_json  # loads PyTorch, which --help does without
+
+    run = path / "split.json"
+    if path.is_dir() and run.exists() and not (path / CLIENT_LISTS).exists():
+        raise UserError(f"--split {path}: a run's folder; give {run}")
+    file, words = path, "not a split.json of this version: give the file from a run directory"
+    if path.is_dir() or path.name == CLIENT_LISTS:
+        file, words = path / CLIENT_LISTS if path.is_dir() else path, "not the field's lists"
+    content = read_json(file, advice=words)
+    clients, labelled = content.get("clients"), content.get("labelled_clients")
+    if isinstance(clients, list) and isinstance(labelled, list):
+        return len(clients), labelled
+    return len(content.keys() - {SERVER}) or None, None
 
 
 def flags_of_run(path: Path) -> dict[str, object]:
@@ -194,6 +242,8 @@ def check_values(args: argparse.Namespace) -> None:
         if value is not None and not low <= value <= high:
             raise UserError(f"--{name} {value}: must lie between {low} and {high}")
     _check_task(args)
+    if args.labeled_ids and args.labeled_fraction:
+        raise UserError("--labeled_ids: with --labeled_fraction every client has some; give one")
     if args.num_labeled == 0:
         raise UserError("--num_labeled 0: nobody would learn from labels; give at least 1")
     if args.dp_noise and not args.dp_clip:
@@ -254,6 +304,8 @@ def _check_task(args: argparse.Namespace) -> None:
         raise UserError("--norm group: the 3D U-Net has instance norm; leave it out")
     if args.norm == "group" and args.pretrained:
         raise UserError("--norm group: published weights have BatchNorm; give --pretrained 0")
+    if args.labeled_volumes and not segmentation:
+        raise UserError("--labeled_volumes: of volumes, --task segmentation; leave it out")
     if args.medmnist is not None and segmentation:
         raise UserError("--medmnist: holds images; --task segmentation needs --volumes")
     if args.volumes is not None and not segmentation:

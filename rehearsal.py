@@ -1,6 +1,5 @@
 """What a run would take, from single steps of its own trainers: `train_main.py --dry_run`."""
 
-import resource
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from local_update import ClientUpdate, LocalUpdate
 from networks.devices import choose_devices, set_deterministic
 from networks.models import Network
 from record.duration import duration
-from record.opening import device_name
+from record.opening import device_name, peak_memory
 from record.rounds import is_scored
 from tasks import TASKS
 from utils.tensors import copy_weights
@@ -140,7 +139,7 @@ def _memory_line(args: Namespace, device: torch.device, batch: int) -> str:
             f"memory: {peak:.1f} of the GPU's {whole:.1f} GB in steps of {batch}; images and what "
             "clients remember go there, too, as far as they fit (--cache, --client_state)"
         )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    peak = peak_memory() / 1e3
     return (
         f"memory: {peak:.1f} GB of main memory in steps of {batch}; steps of {args.batch_size} "
         "need more"

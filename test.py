@@ -13,7 +13,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from pathlib import Path
 
 from utils.packages import check_installed
@@ -52,11 +52,20 @@ from utils.tensors import net_device
 from utils.text import first_difference
 
 DEFAULT_GPU = "0"
+SOURCE_FILE = "source.json"  # in a folder of results: whose they are
 SOURCES = ("csv_file_test", "medmnist", "predict", "dicom")
 # What has a meaning with labels, and what without.
 LABELLED_ONLY = ("csv_file_val", "multi_label", "threshold", "sweep", "cache_dir")
-LABELLED_ONLY += ("allow_overlap", "follow_links")
+LABELLED_ONLY += ("allow_overlap", "follow_links", "report_ids")
 UNLABELLED_ONLY = ("window", "size", "workers", "unlike", "gradcam", "keep_names")
+NO_MEANING_WITH = {
+    "csv_file_test": UNLABELLED_ONLY,
+    "medmnist": (*UNLABELLED_ONLY, "root_path", "csv_file_val", "multi_label", "follow_links"),
+    "predict": LABELLED_ONLY,
+    "dicom": (*LABELLED_ONLY, "root_path"),
+}
+# What may name a patient, whose folder is often called after him.
+NAMING = ("predict", "dicom", "root_path", "out", "csv_file_test")
 IMAGES_ONLY = (*LABELLED_ONLY, *UNLABELLED_ONLY, "root_path", "medmnist", "dicom", "image_size")
 
 
@@ -74,25 +83,40 @@ def main() -> None:
     given = {name: getattr(args, name) for name in HOW_TO_KNOW}
     model = load(args.resume, device, args.precision, args.class_names, print, **given)
     if args.dicom is None and args.predict is None:
-        report_labelled(model, args, args.out or default_folder(args))
+        out = args.out or default_folder(args)
+        report_labelled(model, args, out)
+        note_source(out, args)
         return
 
     def place(names: Pseudonyms | None) -> Path:
-        if args.out is not None or names is None:
-            return args.out or default_folder(args)
-        return folder_for(tests_folder(args), args.resume.stem, names)
+        if args.out is not None:
+            return args.out
+        if names is not None:  # the key knows the source, and nothing else may
+            return folder_for(tests_folder(args), args.resume.stem, names)
+        out = default_folder(args)
+        note_source(out, args)
+        return out
 
     def facts(names: Pseudonyms | None) -> dict[str, str]:
-        hidden = [] if names is None else [args.dicom, args.out, *(args.predict or [])]
-        return facts_of(model, {str(path) for path in hidden})
+        return facts_of(model, None if names is None else without_names(args))
 
     (predict_folder if args.dicom is not None else predict_anything)(model, args, place, facts)
 
 
-def facts_of(model: Model | Segmenter, hidden: Set[str] = frozenset()) -> dict[str, str]:
-    """What is to be said about the model and about how it was used; without the words `hidden`."""
-    words = ["..." if word in hidden else word for word in sys.argv]
-    command = shlex.join(["python", *words])
+def without_names(args: argparse.Namespace) -> str:
+    """The command line, with dots for whatever may name a patient."""
+    parser = build_parser()
+    flags = {
+        name: "..." if name in NAMING else value
+        for name, value in vars(args).items()
+        if value != parser.get_default(name)
+    }
+    return command_line("test.py", flags)
+
+
+def facts_of(model: Model | Segmenter, command: str | None = None) -> dict[str, str]:
+    """What is to be said about the model and about how it was used: by `command`, or as typed."""
+    command = command or shlex.join(["python", *sys.argv])
     describe = describe_segmenter if isinstance(model, Segmenter) else describe_model
     return describe(model.path, model.content) | {
         "evaluated with": f"{command} (backbone in {model.precision})"
@@ -108,10 +132,12 @@ def segment(model: Segmenter, args: argparse.Namespace) -> None:
     if args.predict is not None:
         written = predict_volumes(model, args.predict, out)
         write_text(out / "model.json", json.dumps(facts, indent=2) + "\n")
+        note_source(out, args)
         print(f"{written} volumes in {out}; for research, not for clinical use")
     else:
         test = open_held_out(model, args.volumes, args.csv_file_test)
         report_volumes(out, [model.net], test, facts | run_facts(args, model, test, out))
+        note_source(out, args)
         print(f"\nreport: {out / 'REPORT.md'}")
 
 
@@ -205,8 +231,8 @@ def refuse_other_classes(images: ImageTable, model: Model) -> None:
         )
 
 
-def parse() -> argparse.Namespace:
-    """The command line, checked."""
+def build_parser() -> OneLineParser:
+    """The parser of the command line."""
     parser = OneLineParser(
         prog="python test.py",
         description=__doc__,
@@ -214,18 +240,24 @@ def parse() -> argparse.Namespace:
         allow_abbrev=False,
     )
     add_arguments(parser)
-    args = parser.parse_args()
+    return parser
+
+
+def parse() -> argparse.Namespace:
+    """The command line, checked."""
+    args = build_parser().parse_args()
+    typed = {name for name, value in vars(args).items() if value is not None}
     sources = [name for name in SOURCES if getattr(args, name) is not None]
     if not sources and (run := run_folder(find_checkpoint(args.resume))) is not None:
         sources = use_test_images(args, run)
     if len(sources) != 1:
         raise UserError("give one of --csv_file_test, --medmnist, --predict and --dicom")
-    wrong = UNLABELLED_ONLY
-    if args.predict or args.dicom:
-        wrong = LABELLED_ONLY if args.predict else (*LABELLED_ONLY, "root_path")
+    wrong = NO_MEANING_WITH[sources[0]]
     for name in wrong:
-        if getattr(args, name) is not None:
+        if name in typed:
             raise UserError(f"--{name}: has no meaning with --{sources[0]}; leave it out")
+    if args.csv_file_val and args.threshold != YOUDEN:
+        raise UserError("--csv_file_val: only for --threshold youden, to choose thresholds on")
     if args.csv_file_test and args.root_path is None and args.volumes is None:
         raise UserError(
             "--root_path is missing: the folder of the images in --csv_file_test (of volumes: "
@@ -361,11 +393,35 @@ def run_folder(checkpoint: Path) -> Path | None:
 
 
 def default_folder(args: argparse.Namespace) -> Path:
-    """Where results go: one folder for each checkpoint and source, beside the run's own files."""
-    first = args.csv_file_test or args.medmnist or args.dicom or args.predict[0]
-    named = Path(os.path.abspath(first))
-    source = named.name if named.is_dir() else named.stem
-    return tests_folder(args) / f"{args.resume.stem}-{source}"
+    """Where results go: one folder for each checkpoint and source, beside the run's own files; for
+    another source of the same name one with a number."""
+    source = source_of(args)
+    named = Path(source[0])
+    stem = f"{args.resume.stem}-{named.name if named.is_dir() else named.stem}"
+    folder, number = tests_folder(args) / stem, 1
+    while folder.exists() and _noted_source(folder) != source:
+        number += 1
+        folder = folder.with_name(f"{stem}-{number}")
+    return folder
+
+
+def source_of(args: argparse.Namespace) -> list[str]:
+    """What is tested or predicted, as absolute paths."""
+    found = args.predict or [args.csv_file_test or args.medmnist or args.dicom]
+    return [os.path.abspath(path) for path in found]
+
+
+def note_source(folder: Path, args: argparse.Namespace) -> None:
+    """Say in a default folder whose results it has, so that they are not overwritten by others'."""
+    if args.out is None:
+        write_text(folder / SOURCE_FILE, json.dumps({"source": source_of(args)}) + "\n")
+
+
+def _noted_source(folder: Path) -> object:
+    try:
+        return read_json(folder / SOURCE_FILE).get("source")
+    except UserError:
+        return None
 
 
 def tests_folder(args: argparse.Namespace) -> Path:

@@ -47,7 +47,7 @@ def main() -> int:
     args = args_parser()
     run = open_run(args)
     try:
-        if args.dry_run:
+        if args.dry_run and run.args.engine != "sites":
             print("\n".join(rehearse(run.args, run.say)))
         else:
             with disk_errors_as_user_error(run.folder):

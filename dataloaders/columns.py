@@ -182,17 +182,7 @@ def find_special_columns(
         raise _long_form_error(path)
     if "dx" in header:
         raise UserError(f"{path}: HAM10000's metadata, no class columns; see {_PREPARE_ISIC}")
-    image_columns = [name for name in IMAGE_COLUMNS if name in header]
-    if not image_columns:
-        raise UserError(
-            f"{path} line 1: no image column; name it ImageID or ID (the header is "
-            f"{quoted(','.join(header))}{spelling_hint(header, IMAGE_COLUMNS)})"
-        )
-    if len(image_columns) > 1:
-        raise UserError(
-            f"{path} line 1: two image columns, {' and '.join(image_columns)}; keep one"
-        )
-    special = {"image": image_columns[0]}
+    special = {"image": find_image_column(text)}
     for role, given, usual in (
         ("group", group_column, GROUP_COLUMNS),
         ("site", site_column, SITE_COLUMNS),
@@ -207,6 +197,20 @@ def find_special_columns(
         if given or present:
             special[role] = given or present[0]
     return special
+
+
+def find_image_column(text: CsvText) -> str:
+    """The column of the header that names the images."""
+    path, header = text.path, text.header
+    found = [name for name in IMAGE_COLUMNS if name in header]
+    if not found:
+        raise UserError(
+            f"{path} line 1: no image column; name it ImageID or ID (the header is "
+            f"{quoted(','.join(header))}{spelling_hint(header, IMAGE_COLUMNS)})"
+        )
+    if len(found) > 1:
+        raise UserError(f"{path} line 1: two image columns, {' and '.join(found)}; keep one")
+    return found[0]
 
 
 def find_class_columns(text: CsvText, special: dict[str, str]) -> tuple[str, ...]:

@@ -157,6 +157,9 @@ def deal_clients(args: Namespace, table: ImageTable) -> Split:
     """
     if args.split is not None and not is_published(args.split):
         dealt = load_split(args.split, table)
+        if args.labeled_ids:
+            labeled = labelled_clients(len(dealt.clients), None, args.labeled_ids)
+            dealt = dealt._replace(labelled=labeled)
     else:
         seed = derive_seed(args.seed, "split") % 2**32
         if args.split is None:

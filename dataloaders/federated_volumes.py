@@ -97,16 +97,22 @@ def read_sets(args: Namespace) -> tuple[dict[str, VolumeTable], str]:
     if len(labeled) < len(whole):
         joining = _without_labels(whole, np.concatenate(parts[1:]))
         parts[0] = np.sort(np.concatenate([parts[0], joining]))
+        kept_out = len(whole) - len(labeled) - len(joining)
         how += f"; {len(joining)} without labels join the first"
+        how += f", {kept_out} that may be of tested patients do not"
     tables = {name: whole.select(rows) for name, rows in zip(SETS, parts, strict=True) if len(rows)}
     return tables, how
 
 
 def _without_labels(table: VolumeTable, tested: np.ndarray) -> np.ndarray:
-    """The rows without a label; none of a patient who is among the rows `tested`."""
+    """The rows without a label; none of a patient who is among the rows `tested`.
+
+    Where patients are unknown, none beside one of them in the table: neighbouring numbers are often
+    two scans of one patient.
+    """
     rows = np.flatnonzero(~table.is_labeled)
     if table.groups is None:
-        return rows
+        return rows[~np.isin(rows, [*tested - 1, *tested + 1])]
     known = {table.groups[row] for row in tested}
     return np.array([row for row in rows if table.groups[row] not in known], dtype=np.int64)
 
@@ -174,6 +180,9 @@ def deal_volumes(args: Namespace, table: VolumeTable) -> Split:
     """Which training volumes each client holds, and which clients have labels."""
     if args.split is not None:
         dealt = load_split(args.split, table)
+        if args.labeled_ids:
+            labeled = labelled_clients(len(dealt.clients), None, args.labeled_ids)
+            dealt = dealt._replace(labelled=labeled)
         for client in dealt.labelled:
             refuse_unlabeled(table.select(dealt.clients[client]), f"at labelled client {client}")
         return dealt

@@ -50,16 +50,17 @@ CLASS_NAMES = {
 
 
 def read_medmnist(
-    path: str | os.PathLike, splits: Iterable[str] = tuple(SPLITS)
+    path: str | os.PathLike, splits: Iterable[str] = tuple(SPLITS), image_size: int = 0
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The `splits` ("training", "validation", "testing") of a MedMNIST file, as (images, labels).
 
-    images: (N, H, W) or (N, H, W, 3) uint8. labels: (N,) int64, 0-based; see `class_names`.
+    images: (N, H, W) or (N, H, W, 3) uint8, resized (bilinear) to `image_size` unless that is 0.
+    labels: (N,) int64, 0-based; see `class_names`.
     Raises `UserError` for missing arrays, wrong types or shapes, 3-D and multi-label sets, and
     damaged files. Pickled objects are never loaded.
     """
     with _open(Path(path)) as file:
-        return {split: (file.images(split), file.labels[split]) for split in splits}
+        return {split: (file.images(split, image_size), file.labels[split]) for split in splits}
 
 
 def read_class_names(path: str | os.PathLike) -> list[str]:
@@ -132,12 +133,20 @@ class _MedMnistFile:
         if len({shape[1:] for shape in self._shapes.values()}) > 1:
             self._refuse("the splits' images have different sizes")
 
-    def images(self, split: str) -> np.ndarray:
-        """All images of a split, (N, H, W) or (N, H, W, 3) uint8."""
-        images = np.empty(self._shapes[split], dtype=np.uint8)
+    def images(self, split: str, image_size: int = 0) -> np.ndarray:
+        """All images of a split, (N, S, S) or (N, S, S, 3) uint8; never all at the file's size."""
+        count, *sides = self._shapes[split]
+        sides[:2] = [image_size, image_size] if image_size else sides[:2]
+        try:
+            images = np.empty((count, *sides), dtype=np.uint8)
+        except MemoryError:
+            raise UserError(
+                f"{self._path}: its {count} images of the {split} set need "
+                f"{count * np.prod(sides) / 1e9:.1f} GB of memory; give a smaller --image_size"
+            ) from None
         start = 0
         for block in self.image_blocks(split):
-            images[start : start + len(block)] = block
+            images[start : start + len(block)] = resize_pixels(block, image_size)
             start += len(block)
         return images
 
@@ -219,7 +228,6 @@ def _open(path: Path) -> Iterator[_MedMnistFile]:
         EOFError,
         ValueError,
         RuntimeError,
-        MemoryError,
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
@@ -242,7 +250,7 @@ def load_medmnist(
     Images are resized to `image_size` (bilinear) unless that is 0. `UserError` as `read_medmnist`.
     """
     classes = tuple(read_class_names(path))
-    arrays = read_medmnist(path, splits)
+    arrays = read_medmnist(path, splits, image_size)
     tables, datasets = {}, {}
     for split_name, (images, labels) in arrays.items():
         name = SPLITS[split_name]
@@ -250,7 +258,7 @@ def load_medmnist(
         tables[name] = ImageTable(
             path, names, labels, classes, None, None, None, np.arange(1, len(labels) + 1), 0
         )
-        pixels = resize_pixels(images if images.ndim == 4 else images[..., None], image_size)
+        pixels = images if images.ndim == 4 else images[..., None]
         digest = hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16)
         digest.update(labels)
         datasets[name] = ImageDataset(
@@ -260,17 +268,14 @@ def load_medmnist(
 
 
 def resize_pixels(images: np.ndarray, image_size: int) -> np.ndarray:
-    """uint8 (N, H, W, 1 or 3) -> (N, S, S, 1 or 3), bilinear; S 0 keeps the size."""
+    """uint8 (N, H, W) or (N, H, W, 3) -> (N, S, S, ...) alike, bilinear; S 0 keeps the size."""
     if image_size == 0 or images.shape[1:3] == (image_size, image_size):
         return images
-    channels = images.shape[3]
-
-    resized = np.empty((len(images), image_size, image_size, channels), dtype=np.uint8)
+    resized = np.empty((len(images), image_size, image_size, *images.shape[3:]), dtype=np.uint8)
 
     def resize(row: int) -> None:
-        picture = Image.fromarray(images[row].squeeze(-1) if channels == 1 else images[row])
-        picture = picture.resize((image_size, image_size), Image.Resampling.BILINEAR)
-        resized[row] = np.asarray(picture).reshape(image_size, image_size, channels)
+        picture = Image.fromarray(images[row])
+        resized[row] = picture.resize((image_size, image_size), Image.Resampling.BILINEAR)
 
     with cancelling_pool(available_cores()) as pool:
         list(pool.map(resize, range(len(images))))

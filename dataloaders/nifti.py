@@ -138,7 +138,8 @@ def _faults_in_words() -> Iterator[None]:
     except MemoryError:
         raise ValueError("larger than the memory that is free") from None
     except unreadable as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        # Not the error's own words: they quote the path, which may name a patient.
+        reason = getattr(error, "strerror", None) or type(error).__name__
         raise ValueError(f"cannot be read, cut off or no NIfTI ({reason})") from None
 
 

@@ -158,10 +158,12 @@ class VolumeDataset:
     ) -> list[int]:
         """Where a patch begins, from six numbers in [0, 1)."""
         room = [side - patch for side, patch in zip(shape, self.patch_size, strict=True)]
-        structures = [] if label is None else np.unique(label[label > 0])
-        if uniform[3] < self.foreground and len(structures):
-            structure = structures[int(uniform[4] * len(structures))]
-            voxels = np.flatnonzero(label == structure)
+        wants_structure = label is not None and uniform[3] < self.foreground
+        found = np.flatnonzero(label > 0) if wants_structure else np.empty(0, np.int64)
+        if len(found):
+            classes = label.reshape(-1)[found]
+            structures = np.unique(classes)
+            voxels = found[classes == structures[int(uniform[4] * len(structures))]]
             middle = np.unravel_index(voxels[int(uniform[5] * len(voxels))], label.shape)
             wanted = [int(at) - side // 2 for at, side in zip(middle, self.patch_size, strict=True)]
             return [

@@ -10,6 +10,7 @@ import numpy as np
 
 from dataloaders.columns import quoted
 from dataloaders.table import ImageTable
+from options import CLIENT_LISTS, SERVER
 from utils.errors import UserError
 from utils.files import write_text
 from utils.json_files import read_json
@@ -185,8 +186,6 @@ def load_split(path: str | Path, table: ImageTable) -> Split:
     return Split(clients, labelled, content["seed"], content["how"], content.get("sites"))
 
 
-CLIENT_LISTS = "train_clients.json"
-SERVER = "server"  # the images that another method's server trains on
 ROWS = sequence(whole(0, 10**9), 0, 10**8)
 
 

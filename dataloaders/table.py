@@ -10,6 +10,7 @@ import numpy as np
 from dataloaders.columns import (
     KNOWN_COLUMNS,
     find_class_columns,
+    find_image_column,
     find_special_columns,
     quoted,
     read_csv_text,
@@ -245,7 +246,7 @@ def read_unlabeled_table(path: str | Path, class_names: Sequence[str]) -> ImageT
     Raises `UserError` for whatever cannot be read without guessing.
     """
     text = read_csv_text(path)
-    image_column = find_special_columns(text, None, None)["image"]
+    image_column = find_image_column(text)
     cells, line_numbers = text.columns()
     names = list(cells[text.header.index(image_column)])
     if "" in names:

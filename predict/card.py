@@ -70,6 +70,7 @@ def test_command(checkpoint: Path, args: Namespace) -> str:
         images = {"root_path": args.root_path, "csv_file_test": args.csv_file_test}
         images["multi_label"] = None if args.multi_label == "refuse" else args.multi_label
         images["cache_dir"] = None if args.cache_dir == DEFAULT_CACHE else args.cache_dir
+        images["follow_links"] = bool(args.follow_links)
     threshold = None if args.threshold == DEFAULT_THRESHOLD else args.threshold
     flags = {"resume": checkpoint} | images | {"threshold": threshold}
     return command_line("test.py", flags)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -137,25 +138,31 @@ def predict_files(
     """
     device = net_device(net)
     started = time.perf_counter()
-    loader = DataLoader(files, batch_size, num_workers=min(workers, len(files)), collate_fn=list)
+    # A file at a time: a volume is many pictures.
+    loader = DataLoader(files, 1, num_workers=min(workers, len(files)), collate_fn=list)
     outcomes, told, parts = [], [], []
     net.eval()
     with torch.no_grad(), tqdm(total=len(files), unit="file", disable=None) as bar:
-        for several in _whole_batches(loader):
-            items = [item for found in several for item in found]
-            outcomes += [item if isinstance(item, Rejected) else item[0] for item in items]
-            read = [item for item in items if not isinstance(item, Rejected)]
-            for start in range(0, len(read), batch_size):  # a volume has many slices
-                found, pixels = _batch_of(read[start : start + batch_size])
-                words = find_unlike(pixels, training_pictures)
-                if unlike == "refuse" and not told:
-                    _refuse_unlike(found, words)
-                logits = net(normalize(torch.from_numpy(pixels).to(device).float()))[1]
-                parts.append(probabilities_of(logits, lambda row, found=found: found[row].file))
-                told += words
-                if sees_batch is not None:
-                    sees_batch(found, pixels, parts[-1])
-            bar.update(len(several))
+
+        def readable() -> Iterator[tuple[Slice, np.ndarray]]:
+            for (found,) in _whole_batches(loader):
+                for item in found:
+                    outcomes.append(item if isinstance(item, Rejected) else item[0])
+                    if not isinstance(item, Rejected):
+                        yield item
+                bar.update()
+
+        pictures = readable()
+        while read := list(islice(pictures, batch_size)):
+            found, pixels = _batch_of(read)
+            words = find_unlike(pixels, training_pictures)
+            if unlike == "refuse" and not told:
+                _refuse_unlike(found, words)
+            logits = net(normalize(torch.from_numpy(pixels).to(device).float()))[1]
+            parts.append(probabilities_of(logits, lambda row, found=found: found[row].file))
+            told += words
+            if sees_batch is not None:
+                sees_batch(found, pixels, parts[-1])
     probabilities = np.concatenate(parts) if parts else np.empty((0, 0))
     return FilePredictions(outcomes, probabilities, told, time.perf_counter() - started)
 

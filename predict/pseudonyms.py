@@ -12,6 +12,7 @@ from pathlib import Path
 from dataloaders.prepare.conversion import Rejected
 from predict.files import Slice
 from predict.inference import FilePredictions
+from utils.errors import UserError
 from utils.files import write_text
 from utils.table_files import to_csv
 
@@ -23,7 +24,9 @@ SOURCE = "source"
 class Pseudonyms:
     """file-00001, study-001 and patient-001, ..., in the order in which their names are met.
 
-    source: what was typed, the scans' folder; the key names it, and nothing else does.
+    source: what was typed, the scans' folder; the key names it, and nothing else does. A number
+    once given in a folder of results stays with its name there, whatever is predicted later:
+    pictures of before may still lie beside the key.
     """
 
     def __init__(self, source: Iterable[Path]):
@@ -31,11 +34,35 @@ class Pseudonyms:
         self.known: dict[tuple[str, str], str] = {}
         self.counts = {"file": 0, "study": 0, "patient": 0}
 
+    def begin(self, folder: Path, files: Iterable[str]) -> None:
+        """Keep the numbers of the key in `folder`, and number the `files` before any is read: the
+        slices of a file then have its number, and who has one depends on nothing that is found.
+
+        Raises `UserError` where the key is that of another source.
+        """
+        if (folder / KEY_FILE).exists():
+            rows = _rows_of(folder)
+            if dict(rows).get(SOURCE) != self.source:
+                raise UserError(
+                    f"{folder}: has predictions of other scans, and the key to their names; name "
+                    "another folder with --out"
+                )
+            for pseudonym, name in rows:
+                kind, _, number = pseudonym.partition("-")
+                if kind in self.counts and number.isdecimal():
+                    self.known[kind, name] = pseudonym
+                    self.counts[kind] = max(self.counts[kind], int(number))
+        for name in files:
+            self.of("file", name)
+
     def of(self, kind: str, name: str) -> str:
         """The pseudonym of a name; "" stays "", who has no name needs none."""
         if not name:
             return ""
         if (kind, name) not in self.known:
+            whole, bracket, place = name.rpartition("[")
+            if bracket and (kind, whole) in self.known:  # a slice of a volume
+                return self.known[kind, whole] + bracket + place
             self.counts[kind] += 1
             width = 5 if kind == "file" else 3
             self.known[kind, name] = f"{kind}-{self.counts[kind]:0{width}}"
@@ -81,8 +108,13 @@ def folder_for(parent: Path, stem: str, names: Pseudonyms) -> Path:
 
 
 def _source_of(folder: Path) -> str | None:
+    return dict(_rows_of(folder)).get(SOURCE)
+
+
+def _rows_of(folder: Path) -> list[tuple[str, str]]:
+    """(pseudonym, name) of a key; none where it cannot be read."""
     try:
         with open(folder / KEY_FILE, newline="", encoding="utf-8") as file:
-            return dict(csv.reader(file)).get(SOURCE)
+            return [(pseudonym, name) for pseudonym, name in csv.reader(file)]
     except (OSError, ValueError):
-        return None
+        return []

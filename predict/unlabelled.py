@@ -10,7 +10,7 @@ import pandas as pd
 
 from dataloaders.dicom import Preprocessing
 from predict.card import preprocessing_words
-from predict.files import ImageFiles, Slice
+from predict.files import ImageFiles, Slice, in_utf8
 from predict.gradcam import HeatPictures
 from predict.inference import FilePredictions
 from predict.model import Model, prediction_table
@@ -77,6 +77,8 @@ def _predict_and_draw(
     pseudonyms where `names` gives them: then their key is written, too."""
     workers = available_cores() if args.workers is None else args.workers
     drawing = HeatPictures(model.net, out / "gradcam") if args.gradcam else None
+    if names is not None:
+        names.begin(out, (in_utf8(file.name) for file in files.files))
     unlike = args.unlike or "refuse"
 
     def draw(slices: list[Slice], pixels: np.ndarray, probabilities: np.ndarray) -> None:

@@ -169,11 +169,12 @@ def _convert(pair: Pair, out: Path, labels: Labels, settings: Mapping) -> dict:
     array = np.concatenate([resample(normal, shape, 1), resample(classes[None], shape, 0)])
     with atomic_write(out / ARRAYS / f"{pair.name}.npy") as file:
         np.save(file, array.astype(np.float16))
-    resampled = shape != data.shape[1:]
+    # The grid has whole voxels over the same extent: not quite the sides that were asked for.
+    sides = np.multiply(images[0].spacing, np.divide(data.shape[1:], shape))
     counts = np.bincount(array[-1].astype(np.int64).ravel(), minlength=len(labels.names))
     return {
         "shape": shape_text(shape),
-        "spacing": shape_text(wanted if resampled else images[0].spacing),
+        "spacing": shape_text(sides),
         "scale": scale,
         "counts": (counts if label is not None else 0 * counts).tolist(),  # 0: no label
         "bytes": array.size * 2,

@@ -135,6 +135,7 @@ def _read_rows(path: Path) -> Iterator[_Rows]:
             path,
             usecols=["ID", "Label"],
             dtype={"ID": str, "Label": "category"},
+            sep=separator_in(path),
             keep_default_na=False,
             chunksize=ROWS_AT_ONCE,
         )

@@ -248,6 +248,8 @@ def parse_default(name):
         (["--num_labeled", "2", "--num_unlabeled", "9"], "more than --num_users 10"),
         (["--start_epoch", "200"], "--start_epoch 200: must be below --rounds 200"),
         (["--rampup_power", "3"], "--rampup_power"),
+        (["--labeled_ids", "1", "--labeled_fraction", "0.5"], "--labeled_ids: with"),
+        (["--labeled_volumes", "4"], "--labeled_volumes: of volumes"),
     ],
 )
 def test_mistakes_are_one_line(flags, message):
@@ -315,6 +317,32 @@ def test_a_client_on_flower_is_not_compiled():
             args_parser(["--preset", "demo", "--engine", engine, "--compile", "on"])
 
 
+def write_split(tmp_path, labelled=(0, 1)):
+    path = tmp_path / "split.json"
+    held = {"format": 1, "csv": "t.csv", "how": "iid", "seed": 1, "labelled_clients": labelled}
+    path.write_text(json.dumps(held | {"clients": [["a"], ["b"], ["c"], ["d"]]}))
+    return str(path)
+
+
+def test_a_split_says_how_many_clients_there_are_and_who_has_labels(tmp_path):
+    path = write_split(tmp_path, (1, 3))
+    base = ["--medmnist", "x.npz", "--split", path]
+    args = args_parser(base)
+    assert (args.num_users, args.num_labeled, args.labeled_ids) == (4, 2, [1, 3])
+    args = args_parser([*base, "--num_labeled", "3", "--num_users", "4"])
+    assert (args.num_labeled, args.labeled_ids) == (3, [0, 1, 2])
+    assert args_parser([*base, "--labeled_ids", "2"]).num_labeled == 1
+    for flags, words in (
+        ("--num_users 5", "--num_users 5: .*split.json has 4 clients"),
+        ("--partition dirichlet", "--partition: --split says who holds what"),
+        ("--labeled_fraction 0.5", "--labeled_fraction: --split says who holds what"),
+    ):
+        with pytest.raises(UserError, match=words):
+            args_parser([*base, *flags.split()])
+    with pytest.raises(UserError, match="a run's folder; give .*split.json"):
+        args_parser([*base[:-1], str(tmp_path)])
+
+
 def test_flags_of_another_run_are_fed_back_and_typed_ones_win(tmp_path):
     typed = ["--preset", "paper", "--medmnist", "x.npz", "--rounds", "7", "--batch_size", "6"]
     first = args_parser(typed)
@@ -323,6 +351,8 @@ def test_flags_of_another_run_are_fed_back_and_typed_ones_win(tmp_path):
     assert plain_args(again) == plain_args(first) and again.medmnist == Path("x.npz")
     changed = args_parser(["--args_from", str(tmp_path / "args.json"), "--rounds", "9"])
     assert (changed.rounds, changed.batch_size, changed.preset) == (9, 6, "paper")
+    with pytest.raises(UserError, match="--preset slides: --args_from has every flag of that run"):
+        args_parser(["--args_from", str(tmp_path), "--preset", "slides"])
     (tmp_path / "args.json").write_text('{"no_such_flag": 1}')
     with pytest.raises(UserError, match="this version has no --no_such_flag"):
         args_parser(["--args_from", str(tmp_path)])

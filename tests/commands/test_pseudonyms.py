@@ -15,6 +15,7 @@ from predict.pseudonyms import KEY_FILE
 from tests.helpers.dicom_files import head, write_ct
 from tests.helpers.used_run import run_test_py
 from utils.checkpoint import save_checkpoint
+from utils.errors import UserError
 
 ARCHITECTURE = {"network": "densenet121", "mode": "U-Ones", "drop_rate": 0.2, "attention": "none"}
 RECORDED = {"image_size": 64, "dicom": {"window": "triple", "size": 64}}
@@ -98,3 +99,81 @@ def test_predictions_of_files_with_a_scan_among_them_name_nobody_either(model, s
     run_test_py(*flags, "--out", tmp_path / "kept", "--keep_names")
     assert "DOE_0.dcm" in words_of(tmp_path / "kept")
     assert not (tmp_path / "kept" / KEY_FILE).exists()
+
+
+def test_what_was_typed_names_nobody_however_it_was_typed(model, scans, tmp_path, monkeypatch):
+    monkeypatch.chdir(scans.parent)
+    resume = tmp_path / model.name
+    resume.write_bytes(model.read_bytes())
+    table = scans.parent / "files.csv"
+    table.write_text("ImageID\nDOE_0.dcm\n")
+    for number, typed in enumerate(
+        (
+            ("--dicom", f"{scans.name}/"),
+            ("--dicom", f"./{scans.name}"),
+            (f"--dicom={scans.name}",),
+            (f"--predict={scans.name}/",),
+            ("--predict", table, "--root_path", scans.name),
+        )
+    ):
+        out = tmp_path / str(number)
+        flags = ("--resume", resume, *typed, "--workers", 0, "--unlike", "predict", "--out", out)
+        run_test_py(*flags)
+        assert not [word for word in TELLING if word in words_of(out)]
+        assert "--workers 0" in (out / "model.json").read_text()
+
+
+def test_a_damaged_volume_is_named_by_its_number_alone(model, scans, tmp_path):
+    folder = tmp_path / "DOE_JANE"
+    folder.mkdir()
+    (folder / "DOE_0.dcm").write_bytes((scans / "DOE_0.dcm").read_bytes())
+    (folder / "DOE_1950.nii.gz").write_bytes(b"\x1f\x8b cut off")
+    (folder / "DOE_JANE.nii").write_text("no volume")
+    out = tmp_path / "out"
+    run_test_py("--resume", model, "--predict", folder, "--workers", 0, "--out", out)
+    assert not [word for word in TELLING if word in words_of(out)]
+    assert [row["ImageID"] for row in rows_of(out / "predictions.csv")] == [
+        "file-00001",
+        "file-00002",
+        "file-00003",
+    ]
+
+
+def test_a_number_stays_with_its_name_whatever_is_predicted_later(model, scans, tmp_path):
+    resume = tmp_path / model.name
+    resume.write_bytes(model.read_bytes())
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    (inbox / "b.dcm").write_bytes((scans / "DOE_1.dcm").read_bytes())
+    (inbox / "a.txt").write_text("no scan")
+    out = tmp_path / "epoch_7-scans-1"
+    flags = ("--resume", resume, "--workers", 0, "--unlike", "predict")
+
+    def key() -> dict[str, str]:
+        return {row["name"]: row["pseudonym"] for row in rows_of(out / KEY_FILE)}
+
+    run_test_py(*flags, "--dicom", inbox, "--gradcam")
+    first = key()
+    assert (first["a.txt"], first["b.dcm"]) == ("file-00001", "file-00002")
+    (pictured,) = (out / "gradcam").iterdir()
+    assert "file-00002" in pictured.name
+    (inbox / "0.dcm").write_bytes((scans / "DOE_0.dcm").read_bytes())
+    run_test_py(*flags, "--predict", inbox)
+    second = key()
+    assert second.items() >= first.items() and second["0.dcm"] == "file-00003"
+    (inbox / "b.dcm").unlink()
+    run_test_py(*flags, "--dicom", inbox)
+    assert key() == second
+    assert [row["File"] for row in rows_of(out / "slices.csv")] == ["file-00003"]
+
+
+def test_a_folder_with_the_key_of_other_scans_is_not_written_to(model, scans, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "DOE_0.dcm").write_bytes((scans / "DOE_0.dcm").read_bytes())
+    out = ("--workers", 0, "--out", tmp_path / "out")
+    run_test_py("--resume", model, "--dicom", scans, *out)
+    before = words_of(tmp_path / "out")
+    with pytest.raises(UserError, match="has predictions of other scans"):
+        run_test_py("--resume", model, "--dicom", other, *out)
+    assert words_of(tmp_path / "out") == before

@@ -147,6 +147,24 @@ def test_a_run_is_tested_as_it_tested_itself(run, tmp_path):
         run_test_py("--resume", folder, "--multi_label", "refuse")
 
 
+def test_other_images_in_a_file_of_the_same_name_have_a_folder_of_their_own(
+    run, phantom_folder, tmp_path
+):
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder, ignore=shutil.ignore_patterns("tests"))
+    other = tmp_path / "testing.csv"
+    lines = phantom_folder.csv_file_test.read_text().splitlines()
+    other.write_text("\n".join(lines[:9]))
+    flags = ("--resume", folder, "--root_path", phantom_folder.root_path, "--csv_file_test")
+    for table in (phantom_folder.csv_file_test, other, other, phantom_folder.csv_file_test):
+        run_test_py(*flags, table)
+    counts = {
+        path.name: len(read_rows(path / "predictions_test.csv"))
+        for path in (folder / "tests").iterdir()
+    }
+    assert counts == {"epoch_1-testing": len(lines) - 1, "epoch_1-testing-2": 8}
+
+
 def test_deleted_tables_and_figures_come_back_without_images(run, tested, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(run.folder / "tests" / "epoch_0-testing", copy)
@@ -231,6 +249,15 @@ def test_flags_that_cannot_be_meant_are_refused_in_one_line(run, phantom_folder)
         ((*test_set, *images, "--window", "bone"), "--window: has no meaning with --csv_file_test"),
         (("--dicom", ".", "--sweep"), "--sweep: has no meaning with --dicom"),
         ((*test_set, *images, "--threshold", "youden"), "needs --csv_file_val"),
+        (
+            (*test_set, *images, "--csv_file_val", phantom_folder.csv_file_val),
+            "--csv_file_val: only for --threshold youden",
+        ),
+        (("--dicom", ".", "--report_ids"), "--report_ids: has no meaning with --dicom"),
+        (
+            ("--medmnist", "x.npz", "--multi_label", "drop"),
+            "--multi_label: has no meaning with --medmnist",
+        ),
         ((*test_set, *images, "--threshold", "1.5"), "must be a number from 0 to 1, or youden"),
         ((*test_set, *images, "--batch_size", "0"), "give a whole number from 1"),
         ((*test_set, *images, "--image_size", "64"), "--image_size 64: .* was trained with 32"),

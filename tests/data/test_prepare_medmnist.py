@@ -102,3 +102,30 @@ def test_damaged_medmnist_files_are_refused(tmp_path):
             read_medmnist(path)
     error = one_line_error(prepare("medmnist", tmp_path / "absent.npz", "--out", tmp_path / "o"))
     assert "No such file" in error
+
+
+def test_images_are_resized_as_they_are_read(tmp_path, monkeypatch):
+    path = tmp_path / "set.npz"
+    np.savez(path, **medmnist_arrays())
+    sizes = []
+    real = np.empty
+
+    def noted(shape, *arguments, **keywords):
+        sizes.append(tuple(np.atleast_1d(shape)))
+        return real(shape, *arguments, **keywords)
+
+    monkeypatch.setattr(np, "empty", noted)
+    (images, _) = read_medmnist(path, ["training"], 14)["training"]
+    assert images.shape == (300, 14, 14, 3)
+    assert (300, 28, 28, 3) not in sizes and (300, 14, 14, 3) in sizes
+    whole = read_medmnist(path, ["training"])["training"][0]
+    expected = Image.fromarray(whole[299]).resize((14, 14), Image.Resampling.BILINEAR)
+    assert np.array_equal(images[299], np.asarray(expected))
+
+
+def test_a_set_larger_than_the_memory_is_no_damaged_file(tmp_path, monkeypatch):
+    path = tmp_path / "set.npz"
+    np.savez(path, **medmnist_arrays())
+    monkeypatch.setattr(np, "empty", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(UserError, match="its 300 images of the training set need .* --image_size"):
+        read_medmnist(path, ["training"])

@@ -127,6 +127,15 @@ def test_a_wide_label_file_says_the_same(hospital, tmp_path, with_any):
             read_rsna_labels(tmp_path / "wrong.csv")
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_label_file_may_be_separated_as_a_spreadsheet_does(hospital, tmp_path, separator):
+    text = (hospital / "labels.csv").read_text()
+    (tmp_path / "labels.csv").write_text(text.replace(",", separator))
+    expected = read_rsna_labels(hospital / "labels.csv")
+    found = read_rsna_labels(tmp_path / "labels.csv")
+    pd.testing.assert_frame_equal(found.table, expected.table)
+
+
 def test_every_bad_file_has_its_reason(prepared):
     with open(prepared / "rejected.csv", newline="") as file:
         reasons = {Path(row["file"]).stem: row["reason"] for row in csv.DictReader(file)}

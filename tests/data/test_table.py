@@ -11,7 +11,7 @@ import numpy as np
 import pandas
 import pytest
 
-from dataloaders.table import read_table
+from dataloaders.table import read_table, read_unlabeled_table
 from utils.errors import UserError
 
 GOOD = (
@@ -290,3 +290,15 @@ def test_a_fuzzed_file_is_read_or_refused_but_never_breaks(tmp_path):
 def test_importing_the_reader_loads_no_network():
     code = "import sys, dataloaders.table; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["lesion_id,image_id,dx\nHAM_1,ISIC_1,nv\n", "ID,Label\nISIC_1,0\n"]
+)
+def test_of_a_list_without_labels_only_the_images_column_is_read(tmp_path, text):
+    """HAM10000's metadata and the RSNA challenge's form: labels in them are not asked for."""
+    path = tmp_path / "list.csv"
+    path.write_text(text)
+    assert read_unlabeled_table(path, ("a", "b")).names == ["ISIC_1"]
+    with pytest.raises(UserError):
+        read_table(path)

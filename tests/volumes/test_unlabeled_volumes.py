@@ -96,7 +96,8 @@ def flags(folder, *more: str):
 def test_they_join_the_training_set_and_go_to_clients_without_labels(tmp_path):
     args = flags(without_labels(tmp_path / "v", range(6, 12)), "--num_labeled", "1")
     tables, how = read_sets(args)
-    assert "6 without labels join the first" in how
+    # Of the labelled ones the last is tested, beside the first without a label.
+    assert "5 without labels join the first, 1 that may be of tested patients do not" in how
     assert all(tables[name].is_labeled.all() for name in ("val", "test") if name in tables)
     train_table = tables["train"]
     dealt = deal_volumes(args, train_table)
@@ -104,7 +105,27 @@ def test_they_join_the_training_set_and_go_to_clients_without_labels(tmp_path):
     held = np.sort(np.concatenate(dealt.clients))
     assert held.tolist() == list(range(len(train_table)))
     unlabeled = [int((~train_table.is_labeled[rows]).sum()) for rows in dealt.clients]
-    assert unlabeled == [0, 3, 3]
+    assert unlabeled == [0, 3, 2]
+
+
+def test_where_patients_are_unknown_no_neighbour_of_a_tested_volume_joins(tmp_path):
+    """Numbered as the Decathlon's: every third volume is of its test set, without a label."""
+    folder = without_labels(tmp_path / "v", range(0, 12, 3))
+    whole = read_volumes(folder / "volumes.csv")
+    for seed in range(8):
+        tables, how = read_sets(flags(folder, "--num_labeled", "1", "--seed", str(seed)))
+        tested = {
+            whole.names.index(v) for n in ("val", "test") if n in tables for v in tables[n].names
+        }
+        train = tables["train"]
+        joined = {
+            whole.names.index(name)
+            for name, labeled in zip(train.names, train.is_labeled, strict=True)
+            if not labeled
+        }
+        beside = {row + step for row in tested for step in (-1, 1)}
+        assert joined == set(range(0, 12, 3)) - beside
+        assert f"{len(joined)} without labels join" in how
 
 
 def test_none_of_a_patient_who_is_tested_joins(tmp_path):
@@ -144,7 +165,7 @@ def test_a_run_learns_from_them(tmp_path):
     told += ["--join_epoch", "-1", "--volume_sets", "4", "2", "2"]
     ended = train(*TINY, *told, "--run_dir", tmp_path / "run")
     assert ended.status == 0, ended.error
-    assert "4 without labels join the first" in ended.said
+    assert "3 without labels join the first" in ended.said
     assert "more without labels at the clients without" in ended.said
     assert (tmp_path / "run" / "REPORT.md").exists()
 
