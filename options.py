@@ -41,6 +41,7 @@ OTHER_AVERAGES = {
     "rscfed": "whose shares follow from the models, a client in several of them",
     "cbafed": "whose average takes in the weights of rounds before, by what clients kept",
 }
+SMALLEST_IMAGE = 32  # DenseNet121 halves the sides five times
 SPLIT_FILES = ("training.csv", "validation.csv", "testing.csv")
 VOLUME_PHANTOM = ("phantom_patients", "phantom_difficulty")  # what embedded volumes depend on
 LIST_FILES = {  # of a folder that --split names
@@ -270,8 +271,9 @@ def check_values(args: argparse.Namespace) -> None:
         )
     if args.num_labeled + (args.num_unlabeled or 0) > args.num_users:
         raise UserError(
-            f"--num_labeled {args.num_labeled} --num_unlabeled {args.num_unlabeled}: more than "
-            f"--num_users {args.num_users}"
+            f"--num_labeled {args.num_labeled}"
+            + (f" --num_unlabeled {args.num_unlabeled}" if args.num_unlabeled else "")
+            + f": more than --num_users {args.num_users}"
         )
 
 
@@ -299,6 +301,11 @@ def _check_task(args: argparse.Namespace) -> None:
         raise UserError(
             f"--task {args.task} --network {args.network}: volumes are segmented by unet3d, images "
             "classified by densenet121 or resnet18"
+        )
+    if not segmentation and 0 < args.image_size < SMALLEST_IMAGE:
+        raise UserError(
+            f"--image_size {args.image_size}: too small for the network; give {SMALLEST_IMAGE} or "
+            "more, as --image_size 64"
         )
     if args.norm == "group" and segmentation:
         raise UserError("--norm group: the 3D U-Net has instance norm; leave it out")

@@ -12,6 +12,7 @@ from federation import build_client, build_networks, build_server, clients_takin
 from local_update import ClientUpdate, LocalUpdate
 from networks.devices import choose_devices, set_deterministic
 from networks.models import Network
+from record.checks import never_join
 from record.duration import duration
 from record.opening import device_name, peak_memory
 from record.rounds import is_scored
@@ -48,7 +49,10 @@ def rehearse(args: Namespace, say: Callable[[str], None]) -> list[str]:
     found = TASKS[args.task].dry_run(args)
     set_deterministic(bool(args.deterministic))
     devices = choose_devices(args.gpu, say)
-    return [*found.lines, *_measured(args, found, devices)]
+    taking_part = clients_taking_part(args, found.split)
+    warning = never_join(args, len(set(taking_part) - set(found.split.labelled)))
+    lines = found.lines if warning is None else [*found.lines, warning]
+    return [*lines, *_measured(args, found, devices)]
 
 
 def _measured(args: Namespace, found: Rehearsal, devices: list[torch.device]) -> list[str]:
@@ -140,7 +144,5 @@ def _memory_line(args: Namespace, device: torch.device, batch: int) -> str:
             "clients remember go there, too, as far as they fit (--cache, --client_state)"
         )
     peak = peak_memory() / 1e3
-    return (
-        f"memory: {peak:.1f} GB of main memory in steps of {batch}; steps of {args.batch_size} "
-        "need more"
-    )
+    said = f"memory: {peak:.1f} GB of main memory in steps of {batch}"
+    return said if batch == args.batch_size else f"{said}; steps of {args.batch_size} need more"

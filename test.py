@@ -41,6 +41,7 @@ from predict.segmenter import Segmenter, load_segmenter, open_held_out, predict_
 from predict.unlabelled import predict_anything, predict_folder
 from predict.volume_report import TEST_LIST, describe_segmenter, report_volumes
 from record.opening import ARGS_FILE, describe_environment, is_run
+from record.state import identity_of
 from utils.commands import command_line
 from utils.errors import OneLineParser, UserError, run_command, whole_number
 from utils.files import write_text
@@ -130,10 +131,10 @@ def segment(model: Segmenter, args: argparse.Namespace) -> None:
             raise UserError(f"--{name}: has no meaning with a network of volumes; leave it out")
     out, facts = args.out or default_folder(args), facts_of(model)
     if args.predict is not None:
-        written = predict_volumes(model, args.predict, out)
+        lines = predict_volumes(model, args.predict, out)
         write_text(out / "model.json", json.dumps(facts, indent=2) + "\n")
         note_source(out, args)
-        print(f"{written} volumes in {out}; for research, not for clinical use")
+        print("\n".join(lines))
     else:
         test = open_held_out(model, args.volumes, args.csv_file_test)
         report_volumes(out, [model.net], test, facts | run_facts(args, model, test, out))
@@ -147,6 +148,10 @@ def run_facts(
     """Of a run's checkpoint: what it was trained on; the run's history is copied to `out`."""
     if (run := run_folder(args.resume)) is None:
         return {}
+    if args.is_own and identity_of(run).get("test", test.fingerprint) != test.fingerprint:
+        print(
+            f"warning: not what {run} was tested on: its test images or labels have changed since"
+        )
     copy_history(run, out, describe_environment([net_device(model.net)]), model.content["round"])
     return describe_run(run, test, "volumes" if isinstance(model, Segmenter) else "images")
 
@@ -246,10 +251,12 @@ def build_parser() -> OneLineParser:
 def parse() -> argparse.Namespace:
     """The command line, checked."""
     args = build_parser().parse_args()
+    args.is_own = False  # whether it is the run's own test images
     typed = {name for name, value in vars(args).items() if value is not None}
     sources = [name for name in SOURCES if getattr(args, name) is not None]
     if not sources and (run := run_folder(find_checkpoint(args.resume))) is not None:
         sources = use_test_images(args, run)
+        args.is_own = True
     if len(sources) != 1:
         raise UserError("give one of --csv_file_test, --medmnist, --predict and --dicom")
     wrong = NO_MEANING_WITH[sources[0]]

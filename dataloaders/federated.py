@@ -41,12 +41,11 @@ from dataloaders.split import (
     missing_class_warnings,
 )
 from dataloaders.table import ImageTable, read_table
+from options import SMALLEST_IMAGE
 from utils.errors import UserError
 from utils.tensors import derive_seed
 from utils.text import first_difference
 from utils.workers import cancelling_pool
-
-SMALLEST_IMAGE = 32  # DenseNet121 halves the sides five times
 
 
 class FederatedData(NamedTuple):
@@ -132,8 +131,8 @@ def refuse_small_images(image_size: int) -> None:
     """Raise `UserError` for images that the network would halve to nothing."""
     if image_size < SMALLEST_IMAGE:
         raise UserError(
-            f"--image_size {image_size}: images of {image_size} pixels are too small for the "
-            f"network; give {SMALLEST_IMAGE} or more, as --image_size 64"
+            f"--image_size {image_size}: too small for the network; give {SMALLEST_IMAGE} or more, "
+            "as --image_size 64"
         )
 
 

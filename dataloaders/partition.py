@@ -9,6 +9,11 @@ import io
 from collections.abc import Sequence, Sized
 from pathlib import Path
 
+from utils.packages import check_installed
+
+if __name__ == "__main__":
+    check_installed()
+
 import numpy as np
 
 from dataloaders.columns import GROUP_COLUMNS, CsvText, read_csv_text
@@ -218,8 +223,8 @@ def labelled_clients(
     wrong = [client for client in ids if not 0 <= client < num_users]
     if wrong or len(set(ids)) != len(ids) or not ids:
         raise UserError(
-            f"labelled clients {' '.join(map(str, ids)) or '(none)'}: give one or more different "
-            f"ids from 0 to {num_users - 1}"
+            f"--labeled_ids {' '.join(map(str, ids))}: give one or more different ids from 0 to "
+            f"{num_users - 1}"
         )
     if num_labeled is not None and num_labeled != len(ids):
         raise UserError(f"--num_labeled {num_labeled}, but {len(ids)} labelled ids; give one")

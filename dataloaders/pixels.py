@@ -112,6 +112,9 @@ def load_pixels(
         with waiting_lock(array_path.with_suffix(".lock")):
             return _open_or_build(array_path, paths, image_size, describe, say)
     except OSError as error:
+        if error.filename in set(map(str, paths)):
+            i = [str(path) for path in paths].index(error.filename)
+            raise UserError(f"{describe(i)}: {error.strerror}; make it readable") from error
         raise UserError(
             f"--cache_dir {cache_dir}: {error.strerror or error}; name another folder"
         ) from error
@@ -310,6 +313,8 @@ def _attempt(function: Callable) -> Callable:
             return function(path), None
         except ValueError as error:
             return None, str(error)
+        except OSError as error:
+            return None, f"cannot be read ({error.strerror or 'damaged'})"
 
     return attempt
 

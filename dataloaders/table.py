@@ -211,7 +211,8 @@ def _rows_of_one_class(
         what = f"several classes ({quoted(', '.join(present))})" if present else "no class"
         raise UserError(
             f"{path} line {line_numbers[row]}: image {quoted(names[row])} has {what}; mend the "
-            f"row, or leave such rows out with --multi_label drop ({others})"
+            f"row, or leave such rows out with --multi_label drop (of dataloaders.partition: "
+            f"--single_label; {others})"
         )
     if not len(kept):
         raise UserError(f"{path}: {others}, so none is left; check the label columns")

@@ -24,6 +24,7 @@ from utils.json_files import read_json
 from utils.metrics.evaluation import Evaluation, evaluation_tables, print_tables
 from utils.metrics.numbers import DEFAULT_THRESHOLD
 from utils.metrics.predictions import Predictions
+from utils.plots.runs import read_metrics
 from utils.report.page import OVERLAP_FACT, PRESET_FACT, write_report
 from utils.tensors import net_device
 
@@ -125,6 +126,8 @@ def describe_run(run_folder: Path, test: DataSet, noun: str = "images") -> dict[
             f"({split['how']}), {sum(len(clients[client]) for client in labelled)} of them at "
             f"{len(labelled)} clients with labels"
         )
+        if _nobody_joined(run_folder):
+            facts["training data"] += ", the only ones that ever trained"
     if (run_folder / "args.json").exists():
         flags = read_json(run_folder / "args.json", advice="repair or remove it")
         own = {"preset": flags.get("preset"), "own": own_flags(flags)}
@@ -132,6 +135,12 @@ def describe_run(run_folder: Path, test: DataSet, noun: str = "images") -> dict[
     if overlaps := overlaps_with_run(run_folder, test):
         facts[OVERLAP_FACT] = " | ".join(overlap.words() for overlap in overlaps)
     return facts
+
+
+def _nobody_joined(run_folder: Path) -> bool:
+    """Whether no client without labels took part in any round of the run."""
+    path = run_folder / "metrics.csv"
+    return path.exists() and not read_metrics(path)["clients_unlabeled"].any()
 
 
 def copy_history(run_folder: Path, folder: Path, environment: Mapping, last_round: int) -> None:

@@ -1,5 +1,6 @@
 """A saved 3D U-Net on volumes: a held-out list with labels, or NIfTI files without."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -133,9 +134,9 @@ def _words(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def predict_volumes(model: Segmenter, paths: Sequence[Path], out: Path) -> int:
+def predict_volumes(model: Segmenter, paths: Sequence[Path], out: Path) -> list[str]:
     """NAME.nii.gz in `out` for every NIfTI file among `paths` or below them, and predictions.csv;
-    how many were written.
+    for the terminal, how many were written and what was left out.
 
     A file has its source's shape, affine and orientation, and the numbers that the label files of
     the training had. predictions.csv says the millilitres of each structure, or why a file could
@@ -163,7 +164,12 @@ def predict_volumes(model: Segmenter, paths: Sequence[Path], out: Path) -> int:
         raise UserError(
             f"--predict: none of {len(rows)} volumes can be read, {rows[0][1]}: {rows[0][-1]}"
         )
-    return written
+    noted = Counter(row[-1] for row in rows if row[-1])
+    lines = [f"{written} volumes in {out}; for research, not for clinical use"]
+    if noted:
+        lines.append(f"files left out: {noted.total()}, listed in {PREDICTED_FILE}")
+        lines += [f"  {count} x {reason}" for reason, count in noted.most_common()]
+    return lines
 
 
 def volume_test_command(checkpoint: Path, volumes: Path) -> str:

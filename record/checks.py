@@ -54,6 +54,17 @@ def refuse_small_disk(
         )
 
 
+def never_join(args: Namespace, unlabeled: int) -> str | None:
+    """A warning where a run ends before its `unlabeled` clients without labels would train."""
+    if not unlabeled or (args.rounds - 1) * args.local_ep > args.join_epoch:
+        return None
+    return (
+        f"warning: the unlabelled clients join after epoch {args.join_epoch}, and this run of "
+        f"{args.rounds} rounds of {args.local_ep} ends before: they never train; give more "
+        "--rounds, or an earlier --join_epoch (-1: from the first round on)"
+    )
+
+
 def refuse_other_data(
     folder: Path, args: Namespace, now: Mapping[str, str], before: Mapping[str, str]
 ) -> None:

@@ -19,7 +19,7 @@ from networks.kinds import architecture
 from networks.models import Network
 from networks.saved import model_bytes, model_content
 from options import own_flags
-from record.checks import refuse_other_data, refuse_other_precision, refuse_small_disk
+from record.checks import never_join, refuse_other_data, refuse_other_precision, refuse_small_disk
 from record.duration import reason_to_end, round_costs, round_line
 from record.exchange import Exchange
 from record.guard import ClientGuard
@@ -163,7 +163,7 @@ class Run:
         evaluated = sum(len(images) for images in (data.val, data.test) if images is not None)
         self.costs = round_costs(self.args, self.server, clients, evaluated)
         self._find_room(clients, one_model, data.test.input_shape, devices)
-        self._write_beginning(data, devices)
+        self._write_beginning(data, devices, sum(not client.labeled for client in clients))
         guard = ClientGuard(self.args.on_bad_client, self.say, self.server.find_fault)
         self.exchange = Exchange(self.store, guard, self.log, one_model)
         return self.exchange
@@ -186,8 +186,11 @@ class Run:
             choose_placement, self.args.client_state, copies * one_model, devices, reserved
         )
 
-    def _write_beginning(self, data: FederatedData, devices: Sequence[torch.device]) -> None:
-        """split.json, args.json, env.json and the first lines of log.txt."""
+    def _write_beginning(
+        self, data: FederatedData, devices: Sequence[torch.device], unlabeled: int
+    ) -> None:
+        """split.json, args.json, env.json and the first lines of log.txt, of a run with so many
+        clients that are `unlabeled`."""
         if not is_run(self.folder) and data.split is not None:
             save_split(self.folder / "split.json", data.table, data.split)
         sets = members_of({"train": data.train, "val": data.val, "test": data.test})
@@ -209,6 +212,8 @@ class Run:
             self.say(f"{log_lines.SIDE_BY_SIDE}: the times of their lines say nothing of one alone")
         if overlap is not None:
             self.say(overlap)
+        if (warning := never_join(self.args, unlabeled)) is not None:
+            self.say(warning)
         if self.history:
             # A stop may have fallen between the state of a round and the tables made from it.
             self.outputs.write_tables(self.history, self.matrices)
@@ -278,10 +283,19 @@ class Run:
         self.outputs.draw()
 
     def _look_at_join(self, class_names: Sequence[str]) -> None:
-        """Say which classes would be lost, in the first round that unlabelled clients take part."""
-        joined = [row["round"] for row in self.history if row["clients_unlabeled"]]
+        """In the first round that unlabelled clients take part: say which classes would be lost,
+        and whether the thresholds let anything through."""
+        row = self.history[-1]
+        if [each["round"] for each in self.history if each["clients_unlabeled"]] != [row["round"]]:
+            return
         lost = classes_not_found(self.matrices[-1], class_names)
-        if lost and joined == [self.history[-1]["round"]]:
+        for share in ("reliable_share", "kept_share"):
+            if row.get(share) == 0:
+                self.say(
+                    "warning: the thresholds let none of the unlabelled clients' samples through "
+                    f"({share} is 0 in metrics.csv)"
+                )
+        if lost:
             self.say(
                 "warning: the unlabelled clients have joined, and none of them finds "
                 f"{', '.join(lost)}; what nobody finds at the join can stay lost: give a later "

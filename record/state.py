@@ -382,6 +382,16 @@ MEMORY = record(
 )
 
 
+def identity_of(folder: Path) -> dict[str, str]:
+    """The fingerprints of the data that the run in `folder` began with; {} where no state says."""
+    for path in sorted((folder / "checkpoints").glob("state_*.pth"), reverse=True):
+        try:
+            return load_checkpoint(path, check=check_state)["identity"]
+        except UserError:
+            continue
+    return {}
+
+
 def check_state(content: object, place: str) -> None:
     """`Mismatch` unless a file holds a state of this version, or of 0.1."""
     (STATE if "shared" in content else OLD_STATE)(content, place)

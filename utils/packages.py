@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 from utils.errors import UserError
+from utils.signals import end_quietly
 
 INSTALL_3D = "pip install -r requirements-3d.txt -c constraints.txt"
 
@@ -17,7 +18,8 @@ NEEDED += ("tensorboardX", "tqdm", "matplotlib")
 
 def check_installed() -> None:
     """End with one line that says what to type where a package that every command needs is missing:
-    for a program to call before its other imports."""
+    for a program to call before its other imports, in which Ctrl-C ends it quietly."""
+    end_quietly()
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if not missing:
         return

@@ -22,6 +22,18 @@ _noted: BaseException | None = None
 _stopped_at = -float("inf")
 
 
+def end_quietly() -> None:
+    """Until `ending_on_signals` Ctrl-C ends the program with a line and status 130: while it loads
+    its packages there is nothing else to be said."""
+
+    def stop(number: int, _frame) -> None:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        raise SystemExit(128 + number)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, stop)
+
+
 @contextmanager
 def ending_on_signals() -> Iterator[None]:
     """In this block Ctrl-C raises KeyboardInterrupt, and SIGTERM and SIGHUP SystemExit with the

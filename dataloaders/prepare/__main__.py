@@ -3,6 +3,11 @@
 import argparse
 from pathlib import Path
 
+from utils.packages import check_installed
+
+if __name__ == "__main__":
+    check_installed()
+
 from dataloaders.dicom import WINDOW_CHOICES, Preprocessing
 from dataloaders.medmnist import prepare_medmnist
 from dataloaders.nifti import MODALITIES

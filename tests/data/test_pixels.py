@@ -246,3 +246,21 @@ def test_size_zero_needs_square_images_of_one_size(folder, paths, shape):
     message = refused(folder, [*paths, path], size=0)
     assert f"line 5: odd.png: {shape[1]} x {shape[0]} pixels" in message
     assert "--image_size" in message
+
+
+@pytest.mark.parametrize("reads", ["decode_image", "contents_of_files"])
+def test_an_image_that_may_not_be_read_is_no_fault_of_the_cache(tmp_path, monkeypatch, reads):
+    """As for somebody without the right to: root may read everything."""
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    for path in paths:
+        Image.fromarray(np.zeros((32, 32), np.uint8)).save(path)
+
+    def denied(*_):
+        raise PermissionError(13, "Permission denied", str(paths[1]))
+
+    monkeypatch.setattr(pixels_module, reads, denied)
+    with pytest.raises(UserError, match=r"line [12].*Permission denied") as caught:
+        load_pixels(
+            paths, 32, tmp_path / "cache", lambda i: f"t.csv line {i + 1}", lambda text: None
+        )
+    assert "--cache_dir" not in str(caught.value)

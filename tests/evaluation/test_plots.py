@@ -159,8 +159,13 @@ def test_spread_curves_draw_mean_and_band(drawn):
     assert [list(line.get_ydata()) for line in axes.lines] == [[2.0, 2.0], [1.0, 2.0]]
     band = axes.collections[0].get_paths()[0].vertices
     assert band[:, 1].min() == pytest.approx(2 - np.sqrt(2))
-    legend = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert legend == ["A (n = 2)", "B (n = 1)"]
+    # The panels have one legend, below them.
+    legend = [text.get_text() for text in drawn["s.png"].legends[0].get_texts()]
+    assert legend == ["A (n = 2)", "B (n = 1)"] and axes.get_legend() is None
+    panels[2] = CurvePanel("t", "x", "y", {"A": runs})
+    draw_spread_curves(panels, "t.png")
+    legends = [axes.get_legend().get_texts() for axes in drawn["t.png"].axes[:3]]
+    assert [len(texts) for texts in legends] == [2, 2, 1] and not drawn["t.png"].legends
 
 
 def test_bars_have_our_means_and_the_published_points(drawn):

@@ -117,7 +117,7 @@ def test_runs_are_grouped_by_what_differs(tmp_path, drawn):
         make_run(tmp_path / "b1", seed=1, method="fedavg", gpu="0"),
     ]
     compare_runs(runs, tmp_path / "out")
-    legend = drawn["curves.png"].axes[0].get_legend().get_texts()
+    legend = drawn["curves.png"].legends[0].get_texts()
     assert [text.get_text() for text in legend] == [
         "method=fedirm (n = 2)",
         "method=fedavg (n = 1)",
@@ -132,7 +132,7 @@ def test_a_group_too_long_to_tell_has_its_first_runs_name(tmp_path, drawn):
     runs = [make_run(tmp_path / f"a{seed}", seed=seed, **long) for seed in (1, 2)]
     runs.append(make_run(tmp_path / "b", seed=1, **dict.fromkeys(long, "another value")))
     compare_runs(runs, tmp_path / "out")
-    legend = drawn["curves.png"].axes[0].get_legend().get_texts()
+    legend = drawn["curves.png"].legends[0].get_texts()
     assert [text.get_text() for text in legend] == ["a1 (n = 2)", "b (n = 1)"]
 
 
@@ -141,7 +141,7 @@ def test_settings_whose_first_runs_have_one_name_stay_apart(tmp_path, drawn):
     runs = [make_run(tmp_path / "bench" / "a", seed=1, **long)]
     runs.append(make_run(tmp_path / "paper" / "a", seed=2, **dict.fromkeys(long, "another value")))
     compare_runs(runs, tmp_path / "out")
-    legend = drawn["curves.png"].axes[0].get_legend().get_texts()
+    legend = drawn["curves.png"].legends[0].get_texts()
     second = f"a ({tmp_path / 'paper'})"
     assert [text.get_text() for text in legend] == [
         "a (n = 1)",
@@ -207,3 +207,12 @@ def test_command_compares_runs_and_names_a_missing_one(tmp_path):
     missing = run_plots(tmp_path / "nowhere")
     assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
     assert f"error: {tmp_path}/nowhere/metrics.csv: not there" in missing.stderr
+
+
+def test_a_seed_that_was_run_again_is_no_other_sample(tmp_path, drawn):
+    runs = [make_run(tmp_path / name, seed=1, method="fedirm") for name in ("a", "again")]
+    runs.append(make_run(tmp_path / "b", seed=1, method="fedavg"))
+    compare_runs(runs, tmp_path / "out")
+    legend = [text.get_text() for text in drawn["curves.png"].legends[0].get_texts()]
+    assert legend == ["method=fedirm (n = 1)", "method=fedavg (n = 1)"]
+    assert all(axes.get_legend() is None for axes in drawn["curves.png"].axes)

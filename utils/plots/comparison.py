@@ -86,6 +86,9 @@ def draw_spread_curves(panels: Sequence[CurvePanel], out_png: str | os.PathLike)
     figure = Figure(figsize=size, layout="constrained")
     same_scale = len({panel.column for panel in panels}) == 1
     grid = figure.subplots(rows, columns, squeeze=False, sharey=same_scale).ravel()
+    # Panels of the same groups have one legend, below them all.
+    told = {tuple((name, len(runs)) for name, runs in panel.groups.items()) for panel in panels}
+    shared = len(panels) > 1 and len(told) == 1
     for axes, panel in zip(grid, panels, strict=False):
         axes.set(title=label(panel.title, 60), xlabel="round", ylabel=panel.label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
@@ -93,7 +96,11 @@ def draw_spread_curves(panels: Sequence[CurvePanel], out_png: str | os.PathLike)
         for number, (name, runs) in enumerate(panel.groups.items()):
             legend = f"{label(name, LONGEST_LEGEND)} (n = {len(runs)})"
             _draw_band(axes, seed_spread(runs, panel.column), legend, number)
-        axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.16))
+        if not shared:
+            axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.16))
+    if shared:
+        handles, names = grid[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=1)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     save_figure(figure, out_png)

@@ -19,7 +19,13 @@ from matplotlib.ticker import MaxNLocator
 from utils.errors import OneLineParser, UserError
 from utils.flags import FLAGS
 from utils.json_files import read_json
-from utils.plots.comparison import CurvePanel, draw_bars, draw_spread_curves, spread_of
+from utils.plots.comparison import (
+    LONGEST_ROW,
+    CurvePanel,
+    draw_bars,
+    draw_spread_curves,
+    spread_of,
+)
 from utils.plots.style import (
     COLORS,
     GREY,
@@ -32,7 +38,14 @@ from utils.plots.style import (
     save_figure,
     styled,
 )
-from utils.tables.tables import METRICS, VOLUME_METRICS, differing_arguments, setting_text
+from utils.tables.tables import (
+    METRICS,
+    VOLUME_METRICS,
+    differing_arguments,
+    notes_on_test_data,
+    read_logs,
+    setting_text,
+)
 from utils.text import from_csv_cell
 
 SOURCES = ("labeled_mean", "unlabeled_mean")
@@ -119,7 +132,6 @@ def _read_csv(path: Path, needed: set[str]) -> pd.DataFrame:
 
 
 FEW_ROUNDS = 25
-LONGEST_LABEL = 60
 COMPARED = {"test_auroc": "test AUROC", "loss": "loss, mean of clients"}
 OVERLAPS = {name: VOLUME_METRICS[name] for name in ("test_dice", "test_jaccard")}  # in per cent
 COMPARED_VOLUMES = {"test_dice": "test Dice", "loss": "loss, mean of clients"}
@@ -142,7 +154,11 @@ CURVES = (
     (
         "Pseudo labels and ramp-up",
         "share or weight",
-        {"reliable_share": "reliable share", "consistency_weight": "ramp-up weight"},
+        {
+            "reliable_share": "reliable share",
+            "kept_share": "share with a pseudo label",
+            "consistency_weight": "ramp-up weight",
+        },
         (-0.03, 1.03),
     ),
     (
@@ -266,15 +282,21 @@ def compare_runs(run_dirs: Sequence[Path], out_dir: Path) -> list[Path]:
     """
     arguments = [read_arguments(run_dir) for run_dir in run_dirs]
     names = differing_arguments(arguments)
-    labels: dict[str, str] = {}
-    groups: dict[str, list[pd.DataFrame]] = {}
+    members: dict[str, dict[object, Path]] = {}  # of each setting, by seed
     for run_dir, flags in zip(run_dirs, arguments, strict=True):
-        setting = setting_text(flags, names)
-        if setting not in labels:
-            # Where too much differs to be told in a legend, the name of a setting's first run.
-            name = setting if len(setting) <= LONGEST_LABEL else run_dir.name
-            labels[setting] = f"{name} ({run_dir.parent})" if name in groups else name
-        groups.setdefault(labels[setting], []).append(read_metrics(run_dir / "metrics.csv"))
+        of_seed = members.setdefault(setting_text(flags, names), {})
+        before = of_seed.get(flags.get("seed", run_dir))
+        # A seed that was run again is no other sample: the longer run counts, of equals the later.
+        if before is None or len(_metrics_of(before)) <= len(_metrics_of(run_dir)):
+            of_seed[flags.get("seed", run_dir)] = run_dir
+    # Where too much differs to be told in a legend, every setting has the name of its first run.
+    told = all(len(setting) <= LONGEST_ROW for setting in members)
+    groups: dict[str, list[pd.DataFrame]] = {}
+    for setting, of_seed in members.items():
+        first = next(iter(of_seed.values()))
+        name = setting if told else first.name
+        name = f"{name} ({first.parent})" if name in groups else name
+        groups[name] = [_metrics_of(run_dir) for run_dir in of_seed.values()]
     curves, bars = out_dir / "curves.png", out_dir / "bars.png"
     runs = [run for members in groups.values() for run in members]
     of_volumes = all(map(segments, runs))
@@ -292,6 +314,10 @@ def compare_runs(run_dirs: Sequence[Path], out_dir: Path) -> list[Path]:
     return [curves, bars]
 
 
+def _metrics_of(run_dir: Path) -> pd.DataFrame:
+    return read_metrics(run_dir / "metrics.csv")
+
+
 def main() -> None:
     """Rebuild one run's figures, or compare several runs."""
     parser = OneLineParser(prog="python -m utils.plots", description=__doc__)
@@ -304,5 +330,8 @@ def main() -> None:
         written = rebuild_figures(options.runs[0])
     else:
         written = compare_runs(options.runs, options.out)
+        logged = [run for run in options.runs if (run / "log.txt").exists()]
+        for note in notes_on_test_data(read_logs(logged)):
+            print(note)
     for path in written:
         print(path)

@@ -101,5 +101,6 @@ def draw_scores(scores: VolumeScores, out_png: Path) -> None:
     axes.set_xticks(range(len(scores.class_names)), [label(name) for name in scores.class_names])
     axes.set(ylabel="Dice", ylim=(-0.02, 1.02))
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(title="site (volumes)" if scores.sites else None, loc="lower right")
+    title = "site (volumes)" if scores.sites else None
+    figure.legend(title=title, loc="outside lower center", ncols=2)
     save_figure(figure, out_png)

@@ -160,6 +160,16 @@ def mark_test_data(runs: Sequence[NamedRun]) -> dict[str, str]:
     return {name: chr(ord("A") + kinds.index(kind) % 26) for name, kind in tested.items()}
 
 
+def notes_on_test_data(runs: Sequence[NamedRun]) -> list[str]:
+    """Which runs were tested on which images, where that differs."""
+    marks = mark_test_data(runs)
+    notes = []
+    for letter in sorted(set(marks.values())):
+        members = ", ".join(name for name, of in marks.items() if of == letter)
+        notes.append(f"test data {letter}: {members}; NOT to be compared with the other letters")
+    return notes
+
+
 def _telling(arguments: Mapping[str, object]) -> dict[str, object]:
     """The arguments without those of a copy; `resume` stays where a run starts from weights."""
     return {
@@ -286,10 +296,7 @@ def groups_table(runs: Sequence[NamedRun]) -> tuple[Table, list[str]]:
     for named in runs:
         mark = f" [test data {marks[named.name]}]" if named.name in marks else ""
         groups.setdefault(_setting(named, names) + mark, []).append(named)
-    rows, notes = [], []
-    for letter in sorted(set(marks.values())):
-        members = ", ".join(name for name, of in marks.items() if of == letter)
-        notes.append(f"test data {letter}: {members}; NOT to be compared with the other letters")
+    rows, notes = [], notes_on_test_data(runs)
     for setting, members in groups.items():
         seeds = _one_per_seed(members)
         left_out = [named.name for named in members if named not in seeds]
