@@ -228,7 +228,9 @@ def result_of(future: Future) -> Any:
 
 
 def _wait_until_done(futures: Sequence[Future]) -> None:
-    while wait_for(futures, SECONDS_OF_DEAFNESS).not_done:
+    # `wait_for` alone would wait for ever for one that was cancelled before a thread took it.
+    while waiting := [future for future in futures if not future.done()]:
+        wait_for(waiting, SECONDS_OF_DEAFNESS)
         checkpoint()
 
 

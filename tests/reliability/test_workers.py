@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from tests.helpers import PROJECT
+from utils import workers
+from utils.workers import on_each, shared_out
 
 # SIGTERM before the n-th instruction of the main thread, for one n after the other, until the call
 # is through before the n-th comes. A lock that stays taken makes the call, or this program's end,
@@ -72,3 +75,28 @@ def test_a_signal_at_any_instruction_ends_a_call_of_threads(call):
     )
     assert ended.returncode == 0, ended.stderr
     assert int(ended.stdout) > 200
+
+
+class Owner:
+    """Something with a thread of its own."""
+
+
+def test_work_that_no_thread_has_taken_yet_is_not_waited_for():
+    """An owner's thread is late: its work is cancelled before it begins."""
+    owners, late, failed = [Owner(), Owner()], threading.Event(), []
+    on_each(lambda owner: None, owners)  # makes the threads
+    workers._thread_of(owners[1]).submit(late.wait, 60)
+
+    def fail(owner: Owner, item: int) -> None:
+        raise ValueError("the first item")
+
+    def call() -> None:
+        with pytest.raises(ValueError, match="the first item"):
+            list(shared_out(fail, owners, range(3)))
+        failed.append(True)
+
+    caller = threading.Thread(target=call, daemon=True)
+    caller.start()
+    caller.join(20)
+    late.set()
+    assert failed == [True]
