@@ -61,6 +61,7 @@ class Trial:
             self.counts["interruptions"] += 1
             if status != STATUS[sign]:
                 self.counts[f"odd exit status {status}"] += 1
+                print(self.output.read_text(errors="replace")[-3000:], file=sys.stderr)
             self._inspect(folder)
         arguments = ["--resume", folder] if (folder / "args.json").exists() else begin
         status = runs.complete(arguments, self.output, small=self.small)
