@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -145,6 +146,21 @@ def test_a_run_is_tested_as_it_tested_itself(run, tmp_path):
     assert "0.2 for every class" in report and "--threshold 0.2" in printed
     with pytest.raises(UserError, match="line"):
         run_test_py("--resume", folder, "--multi_label", "refuse")
+
+
+def test_a_changed_test_set_is_said_to_be_another(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder, ignore=shutil.ignore_patterns("tests"))
+    said = "not what .*run was tested on: its test images or labels have changed since"
+    assert not re.search(said, run_test_py("--resume", folder))
+    flags = json.loads((folder / "args.json").read_text())
+    table = tmp_path / "testing.csv"
+    table.write_text("\n".join(Path(flags["csv_file_test"]).read_text().splitlines()[:9]))
+    (folder / "args.json").write_text(json.dumps(flags | {"csv_file_test": str(table)}))
+    assert re.search(said, run_test_py("--resume", folder))
+    # Named by its user, another list is not the run's own.
+    named = ("--root_path", flags["root_path"], "--csv_file_test", table)
+    assert not re.search(said, run_test_py("--resume", folder, *named))
 
 
 def test_other_images_in_a_file_of_the_same_name_have_a_folder_of_their_own(
