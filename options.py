@@ -75,7 +75,7 @@ def args_parser(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.split is not None and args.split.is_dir():
         for flag, file in LIST_FILES.items():
             setattr(args, flag, getattr(args, flag) or args.split / file)
-    if args.split is not None:
+    if args.split is not None and args.engine != "sites":  # there nothing is dealt
         _follow_split(args, explicit_flags(argv))
     if args.relation_min_samples == 0:
         args.relation_min_samples = RELATION_MIN_AT_SITES if args.engine == "sites" else 1
@@ -93,19 +93,22 @@ DECIDED_BY_SPLIT = ("partition", "labeled_fraction", "labeled_volumes")
 def _follow_split(args: Namespace, typed: Mapping[str, object]) -> None:
     """Let `args` say of the clients what `--split` says: how many there are and, unless that was
     said otherwise, who has labels. `UserError` for a typed flag that it contradicts."""
-    for name in typed.keys() & set(DECIDED_BY_SPLIT):
-        raise UserError(f"--{name}: --split says who holds what; leave one out")
     users, labelled = _clients_of(args.split)
     if users is None:
         return
+    decided = ("partition",) if labelled is None else DECIDED_BY_SPLIT
+    for name in typed.keys() & set(decided):
+        raise UserError(f"--{name}: --split says who holds what; leave one out")
     if typed.get("num_users", users) != users:
         raise UserError(f"--num_users {args.num_users}: {args.split} has {users} clients")
-    args.num_users, args.labeled_fraction = users, 0.0
+    args.num_users = users
     if labelled is None:
         return
-    if "num_labeled" in typed and "labeled_ids" not in typed:
+    args.labeled_fraction = 0.0
+    if "labeled_ids" not in typed and "num_labeled" in typed:
         args.labeled_ids = list(range(args.num_labeled))
-    args.labeled_ids = args.labeled_ids or labelled
+    elif "labeled_ids" not in typed and ("split" in typed or args.labeled_ids is None):
+        args.labeled_ids = labelled  # else the split, and who has labels, are --args_from's
     args.num_labeled = len(args.labeled_ids)
 
 
@@ -123,7 +126,8 @@ def _clients_of(path: Path) -> tuple[int | None, list[int] | None]:
     content = read_json(file, advice=words)
     clients, labelled = content.get("clients"), content.get("labelled_clients")
     if isinstance(clients, list) and isinstance(labelled, list):
-        return len(clients), labelled
+        known = bool(labelled) and all(isinstance(client, int) for client in labelled)
+        return (len(clients), sorted(set(labelled))) if known else (None, None)
     return len(content.keys() - {SERVER}) or None, None
 
 
@@ -285,7 +289,11 @@ def _check_promise(args: argparse.Namespace, stops: bool) -> None:
         raise UserError(f"{said} is of --aggregate mean alone")
     if args.method in OTHER_AVERAGES:
         raise UserError(f"{said} is not of --method {args.method}, {OTHER_AVERAGES[args.method]}")
-    if stops and args.stopped_clients == "average":
+    # The labelled stop only where others carry on.
+    labeled = len(args.labeled_ids) if args.labeled_ids else args.num_labeled
+    others = bool(args.labeled_fraction) or (args.num_unlabeled != 0 and labeled < args.num_users)
+    others = others and args.method != "fedavg"
+    if stops and others and args.stopped_clients == "average":
         raise UserError(
             f"{said} is not of models that stay in the average: give --labeled_stop 0 or "
             "--stopped_clients leave"

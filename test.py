@@ -89,19 +89,22 @@ def main() -> None:
         note_source(out, args)
         return
 
+    chosen: list[Path] = []  # a default folder, where names are kept
+
     def place(names: Pseudonyms | None) -> Path:
         if args.out is not None:
             return args.out
         if names is not None:  # the key knows the source, and nothing else may
             return folder_for(tests_folder(args), args.resume.stem, names)
-        out = default_folder(args)
-        note_source(out, args)
-        return out
+        chosen.append(default_folder(args))
+        return chosen[0]
 
     def facts(names: Pseudonyms | None) -> dict[str, str]:
         return facts_of(model, None if names is None else without_names(args))
 
     (predict_folder if args.dicom is not None else predict_anything)(model, args, place, facts)
+    for out in chosen:
+        note_source(out, args)
 
 
 def without_names(args: argparse.Namespace) -> str:
@@ -406,7 +409,7 @@ def default_folder(args: argparse.Namespace) -> Path:
     named = Path(source[0])
     stem = f"{args.resume.stem}-{named.name if named.is_dir() else named.stem}"
     folder, number = tests_folder(args) / stem, 1
-    while folder.exists() and _noted_source(folder) != source:
+    while _noted_source(folder) not in (None, source):  # None: it does not say, or there is none
         number += 1
         folder = folder.with_name(f"{stem}-{number}")
     return folder

@@ -54,8 +54,9 @@ def main() -> int:
         place_embedded_data(args, print)
     table = load_tables(args)["train"]
     dealt = deal_clients(args, table)
+    clients = clients_taking_part(args, dealt)
     with LoopbackFederation(options.folder) as federation:
-        for client in clients_taking_part(args, dealt):
+        for client in clients:
             share = table.select(dealt.clients[client])
             federation.add_site(client, client in dealt.labelled, share, args.root_path)
             federation.register(client)
@@ -65,6 +66,7 @@ def main() -> int:
             f"flwr run {REPOSITORY} loopback --stream --run-config 'flags=\"{options.flags} "
             f"--root_path {args.root_path.resolve()} "
             f"--csv_file_test {args.csv_file_test.resolve()} --sites {federation.roles} "
+            f"--num_users {len(clients)} --num_labeled {len(dealt.labelled)} "
             "--run_dir DIR\"'\n"
             "Ctrl-C ends them."
         )

@@ -100,18 +100,18 @@ class SiteRegister:
         Then `UserError` where they are fewer than `--min_clients`, which by default are all.
         """
         deadline = time.monotonic() + self.args.client_timeout
-        there = len(self.online())
-        if there < count:
+        online = self.online()
+        if len(online) < count:
             patience = f"for {self.args.client_timeout:g} s at most"
-            self.say(f"{there} of {count} clients are there; waiting for the rest {patience}")
-        while there < count and time.monotonic() < deadline:
+            self.say(f"{len(online)} of {count} clients are there; waiting for the rest {patience}")
+        while len(online) < count and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
-            there = len(self.online())
-        if there >= count:
+            online = self.online()
+        if len(online) >= count:
             return
-        known = ", ".join(str(site.client) for site in self.online()) or "none"
-        found = f"{there} of {count} clients are there ({known})"
-        if there < min(self.args.min_clients or count, count):
+        known = ", ".join(str(site.client) for site in online) or "none"
+        found = f"{len(online)} of {count} clients are there ({known})"
+        if len(online) < min(self.args.min_clients or count, count):
             raise UserError(
                 f"{found}, --min_clients {self.args.min_clients}; bring the others and begin again"
             )

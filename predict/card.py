@@ -19,6 +19,7 @@ from options import DEFAULT_CACHE, own_flags
 from predict.gradcam import draw_gradcam
 from predict.inference import predict_set
 from utils.commands import command_line
+from utils.errors import UserError
 from utils.files import write_text
 from utils.json_files import read_json
 from utils.metrics.evaluation import Evaluation, evaluation_tables, print_tables
@@ -139,8 +140,10 @@ def describe_run(run_folder: Path, test: DataSet, noun: str = "images") -> dict[
 
 def _nobody_joined(run_folder: Path) -> bool:
     """Whether no client without labels took part in any round of the run."""
-    path = run_folder / "metrics.csv"
-    return path.exists() and not read_metrics(path)["clients_unlabeled"].any()
+    try:
+        return not read_metrics(run_folder / "metrics.csv")["clients_unlabeled"].any()
+    except (UserError, KeyError):  # not known
+        return False
 
 
 def copy_history(run_folder: Path, folder: Path, environment: Mapping, last_round: int) -> None:

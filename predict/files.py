@@ -81,6 +81,10 @@ class ImageFiles(Dataset):
         """Whether one of the files is a DICOM file, whose header may name its patient."""
         return any(_may_be_dicom(file.path) for file in self.files)
 
+    def hold_volumes(self) -> bool:
+        """Whether one of the files is a volume, which is many pictures."""
+        return any(volume_name(file.path) is not None for file in self.files)
+
     def __getitem__(self, index: int) -> Found:
         name, path, is_outside = self.files[index]
         name = in_utf8(name)
@@ -234,6 +238,10 @@ class Arrays(Dataset):
 
     def __len__(self) -> int:
         return len(self.arrays)
+
+    def hold_volumes(self) -> bool:
+        """No: every array is one picture."""
+        return False
 
     def __getitem__(self, index: int) -> Found:
         pixels = np.asarray(self.arrays[index])

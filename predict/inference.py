@@ -138,8 +138,10 @@ def predict_files(
     """
     device = net_device(net)
     started = time.perf_counter()
-    # A file at a time: a volume is many pictures.
-    loader = DataLoader(files, 1, num_workers=min(workers, len(files)), collate_fn=list)
+    # A file at a time: a volume is many pictures. Of others some batches are read ahead.
+    workers = min(workers, len(files))
+    ahead = None if not workers else 2 if files.hold_volumes() else 2 + 2 * batch_size // workers
+    loader = DataLoader(files, 1, num_workers=workers, prefetch_factor=ahead, collate_fn=list)
     outcomes, told, parts = [], [], []
     net.eval()
     with torch.no_grad(), tqdm(total=len(files), unit="file", disable=None) as bar:

@@ -53,6 +53,14 @@ from utils.files import FolderLock, sweep_temporary_files, write_text
 from utils.logger import RunLog
 from utils.tables import log_lines
 
+# What of a method's loss a threshold lets samples into, and the share that it lets in.
+GATED_BY = {
+    "fedirm": ("reliable_share", "their relation matrix"),
+    "fixmatch": ("reliable_share", "their loss"),
+    "fed_selftraining": ("reliable_share", "their loss"),
+    "cbafed": ("kept_share", "their loss"),
+}
+
 
 class Run:
     """The folder of one run. `restore`, then `begin`, then rounds, then `finish`, then `close`."""
@@ -222,6 +230,8 @@ class Run:
     def compiled(self, mode: str) -> None:
         """Note in env.json how the backbones are run: "off", "on" or "graphs". Recorded passes hold
         their memory for good: what is free beside them decides where the clients' memories wait."""
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # what a warm-up left is free
         self.store.placement = self._placement()
         self.environment["compile"] = mode
         _write_json(self.folder / ENV_FILE, self.environment)
@@ -289,12 +299,12 @@ class Run:
         if [each["round"] for each in self.history if each["clients_unlabeled"]] != [row["round"]]:
             return
         lost = classes_not_found(self.matrices[-1], class_names)
-        for share in ("reliable_share", "kept_share"):
-            if row.get(share) == 0:
-                self.say(
-                    "warning: the thresholds let none of the unlabelled clients' samples through "
-                    f"({share} is 0 in metrics.csv)"
-                )
+        share, loss = GATED_BY.get(self.args.method, ("", ""))
+        if row.get(share) == 0:
+            self.say(
+                f"warning: the thresholds let no sample of the unlabelled clients into {loss} "
+                f"({share} is 0 in metrics.csv)"
+            )
         if lost:
             self.say(
                 "warning: the unlabelled clients have joined, and none of them finds "

@@ -40,6 +40,9 @@ from utils.table_files import to_csv
 
 SITE_GAP = 0.3  # decades between the intensities of two sites: a factor of two
 
+# Of a volume's row: 2 tells the spacing of the grid that was made, 1 told the one asked for.
+WRITTEN = 2
+
 
 def prepare_decathlon(
     dataset_dir: Path,
@@ -201,9 +204,10 @@ def _classes(label: Volume, labels: Labels) -> np.ndarray:
 
 
 def _stamp(pair: Pair) -> list[int]:
-    """Size and time of a pair's files: what has changed is converted anew."""
+    """Size and time of a pair's files, and the version of what is written of them: what has changed
+    is converted anew."""
     stats = [path.stat() for path in pair.files]
-    return [number for stat in stats for number in (stat.st_size, stat.st_mtime_ns)]
+    return [WRITTEN, *(number for stat in stats for number in (stat.st_size, stat.st_mtime_ns))]
 
 
 def _is_whole(out: Path, row: Mapping) -> bool:

@@ -332,6 +332,26 @@ def test_a_split_says_how_many_clients_there_are_and_who_has_labels(tmp_path):
     args = args_parser([*base, "--num_labeled", "3", "--num_users", "4"])
     assert (args.num_labeled, args.labeled_ids) == (3, [0, 1, 2])
     assert args_parser([*base, "--labeled_ids", "2"]).num_labeled == 1
+    # Of another run: its split and who has labels there, unless another split is typed.
+    (tmp_path / "run").mkdir()
+    first = args_parser([*base, "--labeled_ids", "2"])
+    (tmp_path / "run" / "args.json").write_text(json.dumps(plain_args(first)))
+    again = ["--args_from", str(tmp_path / "run")]
+    assert args_parser(again).labeled_ids == [2]
+    (tmp_path / "other").mkdir()
+    other = write_split(tmp_path / "other", (2, 0, 0))
+    assert args_parser([*again, "--split", other]).labeled_ids == [0, 2]
+    sites = [
+        "--engine",
+        "sites",
+        "--root_path",
+        "a",
+        "--csv_file_test",
+        "b",
+        "--split",
+        "none.json",
+    ]
+    assert args_parser(sites).num_users == 10  # the server deals nothing
     for flags, words in (
         ("--num_users 5", "--num_users 5: .*split.json has 4 clients"),
         ("--partition dirichlet", "--partition: --split says who holds what"),

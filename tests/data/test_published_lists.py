@@ -74,3 +74,12 @@ def test_the_published_lists_are_read(name, images, clients):
     found, how = load_published(folder / "train_clients.json", table)
     assert len(found) == 10 and len(found[0]) == clients
     assert sum(map(len, found)) == images and "of their server left out" in how
+
+
+def test_lists_say_who_holds_what_and_a_fraction_may_say_which_labels(tmp_path):
+    held = {"0": [0, 2, 4, 6], "1": [1, 3, 5, 7]}
+    lists = write_lists(tmp_path / "field", held, labels="00000000")
+    split = dealt(lists, "--labeled_fraction", "0.5")
+    assert [len(rows) for rows in split.clients] == [2, 2, 2, 2] and split.labelled == (0, 1)
+    with pytest.raises(UserError, match="--partition: --split says who holds what"):
+        dealt(lists, "--partition", "iid")

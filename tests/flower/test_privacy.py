@@ -70,6 +70,9 @@ def test_noise_without_a_clip_is_refused():
         ("--method cbafed", "not of --method cbafed, whose average takes in"),
         ("--labeled_stop 5", "not of models that stay in the average"),
         ("--labeled_stop 5 --stopped_clients leave", None),
+        ("--labeled_stop 5 --method fedavg", None),  # nobody carries on: nobody stops
+        ("--labeled_stop 5 --num_unlabeled 0", None),
+        ("--labeled_stop 5 --num_labeled 10", None),
         ("--labeled_stop 99", None),
         ("--method fed_consistency --labeled_weight 4", None),
     ],

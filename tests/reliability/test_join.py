@@ -40,7 +40,7 @@ def test_it_is_said_once_in_the_round_of_the_join(train, phantom_folder, tmp_pat
     assert joined and "warning: the unlabelled clients" not in after
     assert before.count("Begin: com_round") == 3  # rounds 0 and 1 of the labelled client alone
     assert "none of them finds epidural, intraparenchymal," in after
-    said = "thresholds let none of the unlabelled clients' samples through (reliable_share is 0"
+    said = "thresholds let no sample of the unlabelled clients into their relation matrix (relia"
     assert ended.said.count(said) == 1
     ended = train("--resume", tmp_path / "run", "--rounds", 5)
     assert ended.status == 0 and "the unlabelled clients have joined" not in ended.said

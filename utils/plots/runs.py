@@ -330,8 +330,9 @@ def main() -> None:
         written = rebuild_figures(options.runs[0])
     else:
         written = compare_runs(options.runs, options.out)
+    for path in written:
+        print(path)
+    if len(options.runs) > 1:
         logged = [run for run in options.runs if (run / "log.txt").exists()]
         for note in notes_on_test_data(read_logs(logged)):
             print(note)
-    for path in written:
-        print(path)
