@@ -310,11 +310,8 @@ def _check_task(args: argparse.Namespace) -> None:
             f"--task {args.task} --network {args.network}: volumes are segmented by unet3d, images "
             "classified by densenet121 or resnet18"
         )
-    if not segmentation and 0 < args.image_size < SMALLEST_IMAGE:
-        raise UserError(
-            f"--image_size {args.image_size}: too small for the network; give {SMALLEST_IMAGE} or "
-            "more, as --image_size 64"
-        )
+    if not segmentation and args.image_size:  # 0 is the files' own size
+        refuse_small_images(args.image_size)
     if args.norm == "group" and segmentation:
         raise UserError("--norm group: the 3D U-Net has instance norm; leave it out")
     if args.norm == "group" and args.pretrained:
@@ -331,6 +328,15 @@ def _check_task(args: argparse.Namespace) -> None:
         raise UserError("--unet_channels: give 2 to 8 levels of at least one feature")
     if not all(1 <= side <= 4096 for side in args.patch_size):
         raise UserError(f"--patch_size {' '.join(map(str, args.patch_size))}: 1 to 4096 each")
+
+
+def refuse_small_images(image_size: int) -> None:
+    """Raise `UserError` for images that the network would halve to nothing."""
+    if image_size < SMALLEST_IMAGE:
+        raise UserError(
+            f"--image_size {image_size}: too small for the network; give {SMALLEST_IMAGE} or more, "
+            "as --image_size 64"
+        )
 
 
 def needs_embedded_data(args: argparse.Namespace) -> bool:

@@ -13,7 +13,6 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from utils.packages import check_installed
@@ -22,20 +21,27 @@ if __name__ == "__main__":
     check_installed()
 
 from dataloaders.dataset import ImageDataset, load_dataset
-from dataloaders.dicom import WINDOW_CHOICES
 from dataloaders.medmnist import load_medmnist
 from dataloaders.overlap import DataSet, compare_all, members_of, overlaps_with_run, warning_line
-from dataloaders.table import MULTI_LABEL, ImageTable, read_table
+from dataloaders.table import ImageTable, read_table
 from networks.saved import find_checkpoint
-from options import DEFAULT_CACHE, PRECISIONS
+from options import DEFAULT_CACHE
 from predict.card import (
     copy_history,
     describe_model,
     describe_run,
     report_network,
 )
-from predict.inference import UNLIKE, predict_set
-from predict.model import HOW_TO_KNOW, SIZES, Model, load
+from predict.flags import (
+    DEFAULT_GPU,
+    IMAGES_ONLY,
+    NAMING,
+    NO_MEANING_WITH,
+    SOURCES,
+    build_parser,
+)
+from predict.inference import predict_set
+from predict.model import HOW_TO_KNOW, Model, load
 from predict.pseudonyms import Pseudonyms, folder_for
 from predict.segmenter import Segmenter, load_segmenter, open_held_out, predict_volumes
 from predict.unlabelled import predict_anything, predict_folder
@@ -43,7 +49,7 @@ from predict.volume_report import TEST_LIST, describe_segmenter, report_volumes
 from record.opening import ARGS_FILE, describe_environment, is_run
 from record.state import identity_of
 from utils.commands import command_line
-from utils.errors import OneLineParser, UserError, run_command, whole_number
+from utils.errors import UserError, run_command
 from utils.files import write_text
 from utils.json_files import read_json
 from utils.metrics.evaluation import YOUDEN, evaluation_tables, print_tables, threshold_number
@@ -52,22 +58,7 @@ from utils.report.page import TEST_FILE, VALIDATION_FILE
 from utils.tensors import net_device
 from utils.text import first_difference
 
-DEFAULT_GPU = "0"
 SOURCE_FILE = "source.json"  # in a folder of results: whose they are
-SOURCES = ("csv_file_test", "medmnist", "predict", "dicom")
-# What has a meaning with labels, and what without.
-LABELLED_ONLY = ("csv_file_val", "multi_label", "threshold", "sweep", "cache_dir")
-LABELLED_ONLY += ("allow_overlap", "follow_links", "report_ids")
-UNLABELLED_ONLY = ("window", "size", "workers", "unlike", "gradcam", "keep_names")
-NO_MEANING_WITH = {
-    "csv_file_test": UNLABELLED_ONLY,
-    "medmnist": (*UNLABELLED_ONLY, "root_path", "csv_file_val", "multi_label", "follow_links"),
-    "predict": LABELLED_ONLY,
-    "dicom": (*LABELLED_ONLY, "root_path"),
-}
-# What may name a patient, whose folder is often called after him.
-NAMING = ("predict", "dicom", "root_path", "out", "csv_file_test")
-IMAGES_ONLY = (*LABELLED_ONLY, *UNLABELLED_ONLY, "root_path", "medmnist", "dicom", "image_size")
 
 
 def main() -> None:
@@ -109,7 +100,7 @@ def main() -> None:
 
 def without_names(args: argparse.Namespace) -> str:
     """The command line, with dots for whatever may name a patient."""
-    parser = build_parser()
+    parser = build_parser(__doc__)
     flags = {
         name: "..." if name in NAMING else value
         for name, value in vars(args).items()
@@ -239,21 +230,9 @@ def refuse_other_classes(images: ImageTable, model: Model) -> None:
         )
 
 
-def build_parser() -> OneLineParser:
-    """The parser of the command line."""
-    parser = OneLineParser(
-        prog="python test.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    add_arguments(parser)
-    return parser
-
-
 def parse() -> argparse.Namespace:
     """The command line, checked."""
-    args = build_parser().parse_args()
+    args = build_parser(__doc__).parse_args()
     args.is_own = False  # whether it is the run's own test images
     typed = {name for name, value in vars(args).items() if value is not None}
     sources = [name for name in SOURCES if getattr(args, name) is not None]
@@ -296,104 +275,6 @@ def use_test_images(args: argparse.Namespace, run: Path) -> list[str]:
         if known.get(name) is not None and getattr(args, name) is None:
             setattr(args, name, kind(known[name]))
     return [name for name in ("csv_file_test", "medmnist") if getattr(args, name) is not None]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All flags. Those of one kind of source have no default, so that typing them is noticed."""
-    _add_images(parser.add_argument)
-    _add_judgement(parser.add_argument)
-    _add_reading(parser.add_argument)
-
-
-def _add_images(add: Callable) -> None:
-    add("--resume", type=Path, required=True, help="a run's folder, or epoch_N.pth")
-    add("--csv_file_test", type=Path, help="CSV of the test images, or of volumes")
-    add("--volumes", type=Path, help="folder of `dataloaders.prepare decathlon`, of those volumes")
-    add("--root_path", type=Path, help="folder of the images named in the CSVs")
-    add("--csv_file_val", type=Path, help="CSV of validation images, for --threshold youden")
-    add("--medmnist", type=Path, help="a MedMNIST .npz file, instead of folder and CSV")
-    add("--dicom", type=Path, help="a folder of scans without labels, searched to its depth")
-    add(
-        "--predict",
-        type=Path,
-        nargs="+",
-        metavar="PATH",
-        help="images without labels: PNG, JPEG, DICOM or NIfTI files, folders of them, or a CSV "
-        "with a column ImageID (below --root_path, or beside it)",
-    )
-    add(
-        "--keep_names",
-        action="store_true",
-        default=None,
-        help="call files, studies and patients of scans as they are called; else by numbers, with "
-        "a key in key.csv",
-    )
-    add("--gradcam", action="store_true", default=None, help="also draw the evidence in each image")
-    add(
-        "--unlike",
-        choices=UNLIKE,
-        help="images that are nothing like those of the training: refuse them, or predict and say "
-        "so (refuse)",
-    )
-
-
-def _add_judgement(add: Callable) -> None:
-    add("--multi_label", choices=MULTI_LABEL, help="rows without exactly one class (refuse)")
-    add("--threshold", help="on softmax: a number (0.4), or youden: chosen on validation data")
-    add(
-        "--sweep",
-        action="store_true",
-        default=None,
-        help="also the released program's thresholds, tried on the test set itself: optimistic",
-    )
-    add(
-        "--follow_links",
-        action="store_true",
-        default=None,
-        help="read images to which symbolic links lead out of --root_path",
-    )
-    add(
-        "--allow_overlap",
-        action="store_true",
-        default=None,
-        help="choose thresholds although validation images are also tested",
-    )
-    add(
-        "--report_ids",
-        action="store_true",
-        default=None,
-        help="name the patients of the images in the report",
-    )
-
-
-def _add_reading(add: Callable) -> None:
-    add("--class_names", nargs="+", help="of a checkpoint that does not name its classes")
-    add(
-        "--image_size",
-        type=whole_number("--image_size", 32, 4096),
-        help="of a checkpoint that does not say; pixels per side",
-    )
-    add("--window", choices=WINDOW_CHOICES, help="of a checkpoint that does not say, for scans")
-    add(
-        "--size",
-        type=whole_number("--size", SIZES[0], SIZES[-1]),
-        help="pixels per side of the prepared images, likewise",
-    )
-    add(
-        "--workers",
-        type=whole_number("--workers", 0, 1024),
-        help="processes that read scans (as many as there are cores)",
-    )
-    add(
-        "--batch_size",
-        type=whole_number("--batch_size", 1, 65536),
-        default=48,
-        help="images per forward pass",
-    )
-    add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where a GPU has it")
-    add("--gpu", default=DEFAULT_GPU, help="CUDA device, or cpu")
-    add("--cache_dir", type=Path, help="folder for decoded images (data/cache)")
-    add("--out", type=Path, help="folder for the results; default: in the run's tests/")
 
 
 def run_folder(checkpoint: Path) -> Path | None:

@@ -41,7 +41,7 @@ from dataloaders.split import (
     missing_class_warnings,
 )
 from dataloaders.table import ImageTable, read_table
-from options import SMALLEST_IMAGE
+from options import refuse_small_images
 from utils.errors import UserError
 from utils.tensors import derive_seed
 from utils.text import first_difference
@@ -127,15 +127,6 @@ def load_federated_data(args: Namespace, say: Callable[[str], None]) -> Federate
     )
 
 
-def refuse_small_images(image_size: int) -> None:
-    """Raise `UserError` for images that the network would halve to nothing."""
-    if image_size < SMALLEST_IMAGE:
-        raise UserError(
-            f"--image_size {image_size}: too small for the network; give {SMALLEST_IMAGE} or more, "
-            "as --image_size 64"
-        )
-
-
 def load_tables(args: Namespace) -> dict[str, ImageTable]:
     """The label files by set ("train", "val" where given, "test"), their classes the same."""
     files = {"train": args.csv_file_train, "val": args.csv_file_val, "test": args.csv_file_test}
@@ -155,10 +146,7 @@ def deal_clients(args: Namespace, table: ImageTable) -> Split:
     and its unlabelled part, numbered `num_users` higher.
     """
     if args.split is not None and not is_published(args.split):
-        dealt = load_split(args.split, table)
-        if args.labeled_ids:
-            labeled = labelled_clients(len(dealt.clients), None, args.labeled_ids)
-            dealt = dealt._replace(labelled=labeled)
+        dealt = dealt_before(args, table)
     else:
         seed = derive_seed(args.seed, "split") % 2**32
         if args.split is None:
@@ -186,6 +174,15 @@ def deal_clients(args: Namespace, table: ImageTable) -> Split:
             "and BatchNorm needs 2; give more images or fewer clients"
         )
     return dealt
+
+
+def dealt_before(args: Namespace, table: ImageTable) -> Split:
+    """The clients of a run's split.json; those have labels that the flags say, where they do."""
+    dealt = load_split(args.split, table)
+    if not args.labeled_ids:
+        return dealt
+    labeled = labelled_clients(len(dealt.clients), None, args.labeled_ids)
+    return dealt._replace(labelled=labeled)
 
 
 def _partition(args: Namespace, table: ImageTable, seed: int) -> tuple[list[np.ndarray], str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataloaders.federated import FederatedData, Rehearsal
+from dataloaders.federated import FederatedData, Rehearsal, dealt_before
 from dataloaders.partition import (
     labelled_clients,
     labelled_fraction,
@@ -16,7 +16,7 @@ from dataloaders.partition import (
     split_by_site,
 )
 from dataloaders.patches import VolumeDataset
-from dataloaders.split import Split, load_split, shared_values
+from dataloaders.split import Split, shared_values
 from dataloaders.volumes import TABLE_FILE, VolumeTable, open_volumes, read_volumes
 from utils.errors import UserError
 from utils.json_files import read_json
@@ -179,10 +179,7 @@ def split_blocks(table: VolumeTable, num_users: int) -> list[np.ndarray]:
 def deal_volumes(args: Namespace, table: VolumeTable) -> Split:
     """Which training volumes each client holds, and which clients have labels."""
     if args.split is not None:
-        dealt = load_split(args.split, table)
-        if args.labeled_ids:
-            labeled = labelled_clients(len(dealt.clients), None, args.labeled_ids)
-            dealt = dealt._replace(labelled=labeled)
+        dealt = dealt_before(args, table)
         for client in dealt.labelled:
             refuse_unlabeled(table.select(dealt.clients[client]), f"at labelled client {client}")
         return dealt

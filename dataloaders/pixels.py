@@ -112,9 +112,10 @@ def load_pixels(
         with waiting_lock(array_path.with_suffix(".lock")):
             return _open_or_build(array_path, paths, image_size, describe, say)
     except OSError as error:
-        if error.filename in set(map(str, paths)):
-            i = [str(path) for path in paths].index(error.filename)
-            raise UserError(f"{describe(i)}: {error.strerror}; make it readable") from error
+        names = list(map(str, paths))
+        if error.filename in names:
+            image = describe(names.index(error.filename))
+            raise UserError(f"{image}: {error.strerror}; make it readable") from error
         raise UserError(
             f"--cache_dir {cache_dir}: {error.strerror or error}; name another folder"
         ) from error

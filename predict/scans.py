@@ -74,8 +74,15 @@ def summary_lines(
         lines += [f"{count} {noun} are irregular: {note}" for note, count in noted.most_common()]
     if unlike := sum(map(bool, predictions.unlike)):
         lines.append(f"{unlike} {noun} are nothing like the images of the training")
-    reasons = Counter(item.reason for item in rejected)
-    if rejected:
-        lines.append(f"files left out: {len(rejected)}, listed in {left_out_in}")
-        lines += [f"  {count} x {reason}" for reason, count in reasons.most_common()]
-    return lines
+    return lines + left_out_lines([item.reason for item in rejected], left_out_in)
+
+
+def left_out_lines(reasons: Sequence[str], listed_in: str) -> list[str]:
+    """How many files were left out, and for what, the most frequent reason first; [] for none."""
+    if not reasons:
+        return []
+    counted = Counter(reasons).most_common()
+    return [
+        f"files left out: {len(reasons)}, listed in {listed_in}",
+        *(f"  {count} x {reason}" for reason, count in counted),
+    ]

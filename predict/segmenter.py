@@ -1,6 +1,5 @@
 """A saved 3D U-Net on volumes: a held-out list with labels, or NIfTI files without."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +23,7 @@ from dataloaders.volumes import open_volumes, read_volumes
 from networks.models import Network
 from networks.saved import load_model
 from predict.model import ready_network
+from predict.scans import left_out_lines
 from predict.volume_report import TEST_LIST
 from predict.volumes import class_probabilities
 from utils.commands import command_line
@@ -164,12 +164,8 @@ def predict_volumes(model: Segmenter, paths: Sequence[Path], out: Path) -> list[
         raise UserError(
             f"--predict: none of {len(rows)} volumes can be read, {rows[0][1]}: {rows[0][-1]}"
         )
-    noted = Counter(row[-1] for row in rows if row[-1])
-    lines = [f"{written} volumes in {out}; for research, not for clinical use"]
-    if noted:
-        lines.append(f"files left out: {noted.total()}, listed in {PREDICTED_FILE}")
-        lines += [f"  {count} x {reason}" for reason, count in noted.most_common()]
-    return lines
+    said = f"{written} volumes in {out}; for research, not for clinical use"
+    return [said, *left_out_lines([row[-1] for row in rows if row[-1]], PREDICTED_FILE)]
 
 
 def volume_test_command(checkpoint: Path, volumes: Path) -> str:

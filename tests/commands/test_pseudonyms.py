@@ -46,6 +46,14 @@ def scans(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def resume(model, tmp_path) -> Path:
+    """A checkpoint of the test's own: results come to lie beside it."""
+    path = tmp_path / model.name
+    path.write_bytes(model.read_bytes())
+    return path
+
+
 def rows_of(path: Path) -> list[dict[str, str]]:
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
@@ -58,9 +66,7 @@ def words_of(folder: Path) -> str:
     return "\n".join([*map(str, paths), *texts])
 
 
-def test_a_folder_of_scans_is_told_by_numbers(model, scans, tmp_path):
-    resume = tmp_path / model.name
-    resume.write_bytes(model.read_bytes())
+def test_a_folder_of_scans_is_told_by_numbers(resume, scans, tmp_path):
     printed = run_test_py(*("--resume", resume, "--dicom", scans, "--workers", 0, "--gradcam"))
     out = tmp_path / "epoch_7-scans-1"
     assert f"names stay in {out / KEY_FILE}" in printed
@@ -80,9 +86,7 @@ def test_a_folder_of_scans_is_told_by_numbers(model, scans, tmp_path):
     assert stat.S_IMODE((out / KEY_FILE).stat().st_mode) == 0o600
 
 
-def test_the_same_scans_go_to_the_same_folder_and_others_to_the_next(model, scans, tmp_path):
-    resume = tmp_path / model.name
-    resume.write_bytes(model.read_bytes())
+def test_the_same_scans_go_to_the_same_folder_and_others_to_the_next(resume, scans, tmp_path):
     other = tmp_path / "ROE"
     other.mkdir()
     (other / "a.dcm").write_bytes((scans / "DOE_0.dcm").read_bytes())
@@ -101,10 +105,8 @@ def test_predictions_of_files_with_a_scan_among_them_name_nobody_either(model, s
     assert not (tmp_path / "kept" / KEY_FILE).exists()
 
 
-def test_what_was_typed_names_nobody_however_it_was_typed(model, scans, tmp_path, monkeypatch):
+def test_what_was_typed_names_nobody_however_it_was_typed(resume, scans, tmp_path, monkeypatch):
     monkeypatch.chdir(scans.parent)
-    resume = tmp_path / model.name
-    resume.write_bytes(model.read_bytes())
     table = scans.parent / "files.csv"
     table.write_text("ImageID\nDOE_0.dcm\n")
     for number, typed in enumerate(
@@ -139,9 +141,7 @@ def test_a_damaged_volume_is_named_by_its_number_alone(model, scans, tmp_path):
     ]
 
 
-def test_a_number_stays_with_its_name_whatever_is_predicted_later(model, scans, tmp_path):
-    resume = tmp_path / model.name
-    resume.write_bytes(model.read_bytes())
+def test_a_number_stays_with_its_name_whatever_is_predicted_later(resume, scans, tmp_path):
     inbox = tmp_path / "inbox"
     inbox.mkdir()
     (inbox / "b.dcm").write_bytes((scans / "DOE_1.dcm").read_bytes())

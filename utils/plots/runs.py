@@ -282,21 +282,22 @@ def compare_runs(run_dirs: Sequence[Path], out_dir: Path) -> list[Path]:
     """
     arguments = [read_arguments(run_dir) for run_dir in run_dirs]
     names = differing_arguments(arguments)
-    members: dict[str, dict[object, Path]] = {}  # of each setting, by seed
+    # Of each setting, by seed: the folder and its rounds.
+    members: dict[str, dict[object, tuple[Path, pd.DataFrame]]] = {}
     for run_dir, flags in zip(run_dirs, arguments, strict=True):
         of_seed = members.setdefault(setting_text(flags, names), {})
-        before = of_seed.get(flags.get("seed", run_dir))
+        seed, rounds = flags.get("seed", run_dir), read_metrics(run_dir / "metrics.csv")
         # A seed that was run again is no other sample: the longer run counts, of equals the later.
-        if before is None or len(_metrics_of(before)) <= len(_metrics_of(run_dir)):
-            of_seed[flags.get("seed", run_dir)] = run_dir
+        if seed not in of_seed or len(of_seed[seed][1]) <= len(rounds):
+            of_seed[seed] = (run_dir, rounds)
     # Where too much differs to be told in a legend, every setting has the name of its first run.
     told = all(len(setting) <= LONGEST_ROW for setting in members)
     groups: dict[str, list[pd.DataFrame]] = {}
     for setting, of_seed in members.items():
-        first = next(iter(of_seed.values()))
+        first, _ = next(iter(of_seed.values()))
         name = setting if told else first.name
         name = f"{name} ({first.parent})" if name in groups else name
-        groups[name] = [_metrics_of(run_dir) for run_dir in of_seed.values()]
+        groups[name] = [rounds for _, rounds in of_seed.values()]
     curves, bars = out_dir / "curves.png", out_dir / "bars.png"
     runs = [run for members in groups.values() for run in members]
     of_volumes = all(map(segments, runs))
@@ -312,10 +313,6 @@ def compare_runs(run_dirs: Sequence[Path], out_dir: Path) -> list[Path]:
     }
     draw_bars(last, {}, "", bars)
     return [curves, bars]
-
-
-def _metrics_of(run_dir: Path) -> pd.DataFrame:
-    return read_metrics(run_dir / "metrics.csv")
 
 
 def main() -> None:
