@@ -17,8 +17,12 @@ from pathlib import Path
 
 from utils.packages import check_installed
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # a mistyped flag is answered before PyTorch is loaded
     check_installed()
+    from predict.flags import build_parser
+    from utils.errors import check_flags
+
+    check_flags(build_parser(__doc__).parse_args)
 
 from dataloaders.dataset import ImageDataset, load_dataset
 from dataloaders.medmnist import load_medmnist

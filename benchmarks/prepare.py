@@ -28,8 +28,9 @@ from PIL import Image
 from pydicom.pixels import apply_modality_lut
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from dataloaders.dicom import Preprocessing, window_picture
+from dataloaders.dicom import Preprocessing
 from dataloaders.prepare.rsna import ALL_COLUMNS, convert_dicom
+from dataloaders.windows import window_picture
 from utils.errors import run_command
 from utils.workers import Task, WorkerPool, available_cores
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from dataloaders.augment import Augmentation, apply_views, draw_views, normalize
-from dataloaders.dicom import TRIPLE
 from dataloaders.image_files import resolve_images
 from dataloaders.overlap import digest
 from dataloaders.pixels import copied_ahead, load_pixels
 from dataloaders.preparation import read_preparation
 from dataloaders.table import ImageTable
+from dataloaders.windows import TRIPLE
 from utils.workers import available_cores, cancelling_pool
 
 DEVICE_SHARE = 0.4  # of a GPU's free memory that "auto" gives to images

@@ -14,6 +14,7 @@ from paper.published import (
     FIGURE_2A_ROUNDS,
     METHOD_TITLES,
     METRIC_TITLES,
+    REPORTS,
     SLIDES_NOTES,
     SLIDES_WALL_TIME,
     Item,
@@ -45,11 +46,6 @@ from utils.report.page import OVERLAP_FACT, SETTINGS_FILE
 from utils.table_files import NOT_AVAILABLE, to_csv, to_latex, to_markdown
 from utils.tables.tables import mean_and_spread
 
-REPORTS = {
-    "last": "the last evaluated round",
-    "last4": "the mean of the last four evaluated rounds",
-    "best_val": "the round with the highest validation AUROC",
-}
 SWEPT_TITLES = {
     "num_labeled": "labelled clients",
     "num_unlabeled": "unlabelled clients",

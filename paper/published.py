@@ -11,6 +11,11 @@ from dataclasses import dataclass, replace
 
 from utils.flags.presets import PRESETS
 
+REPORTS = {
+    "last": "the last evaluated round",
+    "last4": "the mean of the last four evaluated rounds",
+    "best_val": "the round with the highest validation AUROC",
+}
 METRIC_TITLES = {
     "test_auroc": "AUROC",
     "test_sensitivity": "sensitivity",

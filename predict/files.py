@@ -20,13 +20,13 @@ from dataloaders.dicom import (
     UnreadableDicom,
     read_picture,
     resize_picture,
-    window_picture,
 )
 from dataloaders.image_files import resolve_images
 from dataloaders.nifti import read_nifti, volume_name
 from dataloaders.pixels import GREY_MODES, decode_image, read_header
 from dataloaders.prepare.conversion import Rejected
 from dataloaders.table import read_unlabeled_table
+from dataloaders.windows import window_picture
 from utils.errors import UserError
 
 TO_KNOW_SCANS = (

@@ -4,14 +4,13 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from dataloaders.dicom import WINDOW_CHOICES
-from dataloaders.table import MULTI_LABEL
-from options import PRECISIONS
-from predict.inference import UNLIKE
-from predict.model import SIZES
+from dataloaders.windows import WINDOW_CHOICES
+from options import MULTI_LABEL, PRECISIONS
 from utils.errors import OneLineParser, whole_number
 
 DEFAULT_GPU = "0"
+UNLIKE = ("refuse", "predict")
+SIZES = range(16, 1025)  # of a prepared picture, pixels per side
 SOURCES = ("csv_file_test", "medmnist", "predict", "dicom")
 # What has a meaning with labels, and what without.
 LABELLED_ONLY = ("csv_file_val", "multi_label", "threshold", "sweep", "cache_dir")

@@ -115,7 +115,6 @@ class FilePredictions(NamedTuple):
         return [item for item in self.outcomes if isinstance(item, Rejected)]
 
 
-UNLIKE = ("refuse", "predict")
 # Called for each batch with its slices, pixels uint8 (B, C, S, S) and probabilities (B, C).
 SeesBatch = Callable[[list[Slice], np.ndarray, np.ndarray], None]
 

@@ -10,19 +10,20 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dataloaders.dicom import WINDOW_CHOICES, Preprocessing
+from dataloaders.dicom import Preprocessing
 from dataloaders.prepare.conversion import Rejected
+from dataloaders.windows import WINDOW_CHOICES
 from networks.devices import choose_devices, choose_precision, place_network, set_precision
 from networks.kinds import build_network
 from networks.models import Network
 from networks.saved import find_checkpoint, load_model, load_weights
 from predict.files import Arrays, ImageFiles, find_files
+from predict.flags import SIZES, UNLIKE
 from predict.gradcam import heat_maps, picture_beside_heat
-from predict.inference import UNLIKE, FilePredictions, SeesBatch, predict_files
+from predict.inference import FilePredictions, SeesBatch, predict_files
 from utils.errors import UserError
 from utils.tensors import net_device
 
-SIZES = range(16, 1025)
 HOW_TO_KNOW = {
     "image_size": "the flag it was trained with, 224 for the released program",
     "window": "the flag of `dataloaders.prepare rsna`, triple by default",

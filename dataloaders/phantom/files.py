@@ -12,9 +12,9 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from dataloaders.dicom import WINDOWS, window_picture
 from dataloaders.phantom.head import FIELD_OF_VIEW
 from dataloaders.phantom.patients import SLICE_SPACING, Phantom
+from dataloaders.windows import WINDOWS, window_picture
 from utils.errors import UserError
 from utils.files import atomic_write, sweep_temporary_files, write_text
 from utils.table_files import to_csv

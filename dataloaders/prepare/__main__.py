@@ -8,13 +8,14 @@ from utils.packages import check_installed
 if __name__ == "__main__":
     check_installed()
 
-from dataloaders.dicom import WINDOW_CHOICES, Preprocessing
+from dataloaders.dicom import Preprocessing
 from dataloaders.medmnist import prepare_medmnist
 from dataloaders.nifti import MODALITIES
 from dataloaders.prepare.conversion import Options
 from dataloaders.prepare.decathlon import prepare_decathlon
 from dataloaders.prepare.isic import prepare_isic
 from dataloaders.prepare.rsna import prepare_rsna
+from dataloaders.windows import WINDOW_CHOICES
 from utils.errors import OneLineParser, run_command, whole_number
 from utils.workers import available_cores
 

@@ -169,10 +169,18 @@ def test_flags_are_read_without_pytorch():
     assert ran.stdout.strip() == "set()", ran.stderr
 
 
-def test_a_mistyped_flag_is_answered_before_pytorch_is_loaded():
-    command = [sys.executable, "-X", "importtime", "train_main.py", "--round", "5"]
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (("train_main.py", "--round", "5"), "did you mean --rounds?"),
+        (("test.py", "--resume", "r", "--treshold", "0.4"), "did you mean --threshold?"),
+        (("reproduce.py", "table9"), "invalid choice: 'table9'"),
+    ],
+)
+def test_a_mistyped_flag_is_answered_before_pytorch_is_loaded(words, answer):
+    command = [sys.executable, "-X", "importtime", *words]
     ran = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-    assert ran.returncode == 2 and "did you mean --rounds?" in ran.stderr.splitlines()[-1]
+    assert ran.returncode == 2 and answer in ran.stderr.splitlines()[-1]
     assert "torch" not in ran.stderr
 
 

@@ -11,6 +11,7 @@ import pytest
 
 import reproduce
 from paper import plan
+from paper.flags import parse
 from tests.helpers import PROJECT
 from tests.helpers.reproduced import FLAGS
 from utils.errors import UserError
@@ -155,7 +156,7 @@ def test_flags_set_by_the_item_and_unknown_ones_are_refused(place):
     with pytest.raises(UserError, match="--seed: set by fig2a itself"):
         place.run("fig2a", "--seed", "3")
     with pytest.raises(UserError, match="--rounds: set by hippocampus_labels itself"):
-        reproduce.parse(["hippocampus_labels", "--volumes", "unread", "--rounds", "3"])
+        parse(["hippocampus_labels", "--volumes", "unread", "--rounds", "3"])
     with pytest.raises(UserError, match="--labeled_ids: set by fig2a itself"):
         place.run("fig2a", "--labeled_ids", "0", "1")
     with pytest.raises(UserError, match="--mc_pases"):

@@ -13,11 +13,10 @@ from pydicom.uid import (
 
 from dataloaders.dicom import (
     Preprocessing,
-    apply_window,
     read_hounsfield,
     read_picture,
-    window_picture,
 )
+from dataloaders.windows import apply_window, window_picture
 from tests.helpers.dicom_files import (
     compress_jpeg_2000,
     ct_dataset,

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from dataloaders.dicom import window_picture
 from dataloaders.phantom.bleeds import blood_of, draw_bleed, strain_of
 from dataloaders.phantom.brain import find_spaces, no_strain
 from dataloaders.phantom.head import band, draw_head, edge, place
 from dataloaders.phantom.patients import CLASS_NAMES, RSNA_PROPORTIONS, generate
+from dataloaders.windows import window_picture
 
 EQUAL = [1] * 5
 

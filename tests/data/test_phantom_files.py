@@ -11,9 +11,9 @@ import pydicom
 import pytest
 from PIL import Image
 
-from dataloaders.dicom import window_picture
 from dataloaders.phantom.files import class_table, write_contact_sheet, write_dicom, write_png
 from dataloaders.phantom.patients import CLASS_NAMES, generate
+from dataloaders.windows import window_picture
 from tests.helpers import PROJECT
 from utils.errors import UserError
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import reproduce
+from paper.flags import parse
 
 ROUNDS = 4
 
@@ -79,7 +80,7 @@ class Workplace:
 
     def run(self, item: str, *more: str) -> str:
         argv = self.argv(item, *more)
-        plan = reproduce.make_plan(*reproduce.parse(argv))
+        plan = reproduce.make_plan(*parse(argv))
         arguments = {str(run.folder): vars(run.args) for run in plan}
         (self.folder / "plan.json").write_text(json.dumps(arguments, default=str))
         self.monkeypatch.setattr(sys, "argv", ["reproduce.py", *argv])
