@@ -1,4 +1,4 @@
-"""Every flag, in groups, and the presets: one dict of overrides per source.
+"""Train one network at hospitals that share no image: every flag, and the presets.
 
 A flag on the command line beats the preset, the preset beats the flag's default. The defaults are
 the slides' values. The flags stand as a table in utils/flags/, the presets beside them.

@@ -2,7 +2,7 @@
 
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -42,17 +42,20 @@ class Cost(NamedTuple):
         return self.once + self.image * images
 
 
-def rehearse(args: Namespace, say: Callable[[str], None]) -> list[str]:
+def rehearse(args: Namespace, say: Callable[[str], None]) -> Iterator[str]:
     """Lines to print: what would be trained on, and the time and memory that it would take, from
-    steps on this machine. `UserError` as in training."""
-    foresee(args)
+    steps on this machine. `UserError` as in training; for weights that are missing at the end, since
+    nothing else depends on them."""
     found = TASKS[args.task].dry_run(args)
     set_deterministic(bool(args.deterministic))
     devices = choose_devices(args.gpu, say)
     taking_part = clients_taking_part(args, found.split)
     warning = never_join(args, len(set(taking_part) - set(found.split.labelled)))
-    lines = found.lines if warning is None else [*found.lines, warning]
-    return [*lines, *_measured(args, found, devices)]
+    yield from found.lines
+    if warning is not None:
+        yield warning
+    yield from _measured(args, found, devices)
+    foresee(args)
 
 
 def _measured(args: Namespace, found: Rehearsal, devices: list[torch.device]) -> list[str]:

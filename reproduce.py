@@ -2,8 +2,8 @@
 
     python reproduce.py table1 --dry_run
     python reproduce.py table1 | fig2a | fig2b | fig2c | slides | ablation
-    python reproduce.py rivals | rates | labeled_weight | sources --root_path DIR ...
-        (with --csv_file_train A.csv, _val, _test)
+    python reproduce.py rivals | rates | sources --root_path DIR ...
+        (with --csv_file_train A.csv, _val, _test; preset skin-64, which labeled_weight takes, too)
     python reproduce.py table1 --preset paper --root_path DIR --csv_file_train A.csv ...
     python reproduce.py hippocampus | hippocampus_labels | hippocampus_rates --volumes DIR
 
@@ -59,15 +59,16 @@ def main() -> int:
 
 def check_data_and_weights(runs: Sequence[PlannedRun]) -> None:
     """What `train_main.py --dry_run` says of the data and finds missing, once for each of the
-    data sets that the runs name; `UserError` as there."""
+    data sets that the runs name; `UserError` as there, for weights at the end."""
     named = {}
     for run in runs:
-        foresee(run.args)
         if not needs_embedded_data(run.args):
             data = tuple(str(getattr(run.args, flag)) for flag in DATA_FLAGS)
             named.setdefault(data, run.args)
     for args in named.values():
         print("\n".join(TASKS[args.task].dry_run(args).lines))
+    for run in runs:
+        foresee(run.args)
 
 
 def print_plan(runs: Sequence[PlannedRun], options: argparse.Namespace) -> None:

@@ -48,7 +48,8 @@ def main() -> int:
     run = open_run(args)
     try:
         if args.dry_run and run.args.engine != "sites":
-            print("\n".join(rehearse(run.args, run.say)))
+            for line in rehearse(run.args, run.say):
+                print(line)
         else:
             with disk_errors_as_user_error(run.folder):
                 ENGINES[run.args.engine](run)

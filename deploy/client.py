@@ -4,12 +4,13 @@
 own configuration; what the server sends never contains a path.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable, Mod
 
 from deploy.hospital import Memory, Site, own_site
 from deploy.messages import pack_update, unpack_flags, unpack_tensors, unpack_weights
@@ -21,9 +22,10 @@ from record.guard import find_bad_number
 OpenSite = Callable[[Context, ConfigRecord], Site]
 
 
-def build_client_app(open_site: OpenSite) -> ClientApp:
-    """The ClientApp of whoever `open_site` finds in a node's context and the server's task."""
-    app = ClientApp()
+def build_client_app(open_site: OpenSite, mods: Sequence[Mod] = ()) -> ClientApp:
+    """The ClientApp of whoever `open_site` finds in a node's context and the server's task, its
+    messages passed through `mods`."""
+    app = ClientApp(mods=list(mods))
 
     @app.query()
     def introduce(message: Message, context: Context) -> Message:
@@ -70,4 +72,13 @@ def network_on(device: torch.device, class_names: tuple[str, ...], flags: str) -
     return build_networks(unpack_flags(flags), class_names, [device])[0]
 
 
-client_app = build_client_app(own_site)
+def keep_errors_here(message: Message, context: Context, handle: ClientAppCallable) -> Message:
+    """A site's errors stay in its own log: Flower sends an exception's text to the server, and ours
+    name files, lines of a CSV and images."""
+    try:
+        return handle(message, context)
+    except Exception as error:
+        raise RuntimeError(f"{type(error).__name__}: the site's own log has more") from error
+
+
+client_app = build_client_app(own_site, [keep_errors_here])

@@ -1,7 +1,7 @@
 """The server of a federation on Flower: the rounds of the plain loop, its clients at sites.
 
 `server_app` is what a SuperLink runs; `python train_main.py --engine flower` runs the same
-rounds over simulated sites (flower_simulation.py).
+rounds over simulated sites (deploy/simulation.py).
 """
 
 import os
@@ -20,7 +20,7 @@ from deploy.messages import pack_tensors, pack_weights, unpack_update
 from deploy.privacy import add_noise, clip_update, guarantee, noise_deviation, secret_generator
 from deploy.roles import read_roles
 from deploy.sites import RemoteSite, SiteRegister
-from federation import build_networks, build_server, first_weights, start
+from federation import build_networks, build_server, first_weights, foresee, start
 from local_update import ClientUpdate
 from networks.devices import choose_devices, set_deterministic
 from networks.models import Network
@@ -155,6 +155,7 @@ def main(grid: Grid, context: Context) -> None:
     end_with_parent()
     argv = ["--engine", "sites", *shlex.split(str(context.run_config["flags"]))]
     args = args_parser(argv)
+    foresee(args)  # before a folder is made and sites are waited for
     run = open_run(args, argv)
     try:
         with disk_errors_as_user_error(run.folder):

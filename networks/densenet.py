@@ -63,17 +63,18 @@ def build_densenet121(num_outputs: int) -> DenseNet:
 
 
 def find_imagenet_weights(folder: Path = CHECKPOINT_FOLDER, network: str = "densenet121") -> Path:
-    """The file of ImageNet weights in `folder`, or below the folder one is in, where an installed
-    program's user has it; `UserError` says where to put one."""
-    for place in (folder, HUB):
+    """The file of ImageNet weights in `folder`; below the folder one is in, where an installed
+    program's user has it; or where torchvision keeps what it has fetched (TORCH_HOME), as a run at
+    hospitals needs it, whose program is a copy. `UserError` says where to put one."""
+    for place in (folder, HUB, Path(torch.hub.get_dir()) / "checkpoints"):
         for name in CHECKPOINT_NAMES[network]:
             if (place / name).is_file():
                 return place / name
     fetch = f"from torchvision.models import {network}; {network}(weights='DEFAULT')"
     raise UserError(
         f"--pretrained 1: no ImageNet weights in {folder}: put torchvision's "
-        f"{CHECKPOINT_NAMES[network][0]} there (in the program's folder: TORCH_HOME=models "
-        f'python -c "{fetch}"), or train from random weights with --pretrained 0'
+        f"{CHECKPOINT_NAMES[network][0]} there, or where torchvision keeps it: python -c "
+        f'"{fetch}"; or train from random weights with --pretrained 0'
     )
 
 

@@ -66,8 +66,8 @@ def _add_images(add: Callable) -> None:
         "--keep_names",
         action="store_true",
         default=None,
-        help="call files, studies and patients of scans as they are called; else by numbers, with "
-        "a key in key.csv",
+        help="call DICOM files, studies and patients as they are called; else by numbers, with a "
+        "key in key.csv (NIfTI files and pictures alone keep their names)",
     )
     add("--gradcam", action="store_true", default=None, help="also draw the evidence in each image")
     add(

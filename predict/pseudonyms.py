@@ -1,7 +1,8 @@
 """Names of files, studies and patients as numbers, and the key that stays with its user.
 
 A folder of scans is often called after its patient, and a DICOM header names him. What `test.py`
-writes about scans is shown around: it names nobody, unless --keep_names says so.
+writes about DICOM files, and about what is predicted with them, is shown around: it names nobody,
+unless --keep_names says so. Pictures and NIfTI files alone keep their names.
 """
 
 import csv

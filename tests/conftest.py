@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import os
 import signal
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ def pytest_configure():
     background, or nohup, has them ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    os.environ["TORCH_HOME"] = os.devnull  # weights that somebody once fetched are not a test's
 
 
 class DataFolder(NamedTuple):

@@ -93,7 +93,7 @@ class RunLog:
             self.logger.addHandler(handler)
 
     def record(self, text: str) -> None:
-        """One of utils/log_lines.py's records, word by word."""
+        """One of utils/tables/log_lines.py's records, word by word."""
         self.logger.info(text)
 
     def note(self, text: str) -> None:

@@ -12,7 +12,7 @@ METHODS = (
     "cbafed",
 )
 FEDERATION = (
-    choice("method", "fedirm", METHODS, "row of the paper"),
+    choice("method", "fedirm", METHODS, "a row of the paper's table, or a later method"),
     choice(
         "task",
         "classification",
@@ -20,7 +20,7 @@ FEDERATION = (
         "what a label is: an image's class, or the class of each voxel of a volume",
     ),
     number("num_users", 10, (1, 100_000), "clients the data is dealt to"),
-    number("num_labeled", 2, (0, 100_000), "clients with labels: 0, 1, ..."),
+    number("num_labeled", 2, (0, 100_000), "how many clients have labels, those of the lowest numbers"),
     several("labeled_ids", int, "+", None, "which clients have labels, instead of the first"),
     number(
         "labeled_volumes",

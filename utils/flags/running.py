@@ -45,7 +45,8 @@ RUNNING = (
     path("run_dir", "folder of this run; default runs/NAME"),
     switch(
         "dry_run",
-        "check flags, CSVs, image headers and disk space, print the tables and stop",
+        "check flags, CSVs, image headers and disk space, print who would hold what, and time and "
+        "memory from a few steps on noise; keep nothing",
         FREE,
     ),
     switch(
