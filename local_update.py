@@ -185,9 +185,11 @@ class LocalUpdate:
             optimizer.load_state_dict(copy_tensors(self.optimizer_state, net_device(net)))
             optimizer.param_groups[0]["lr"] = learning_rate
         if args.clip_gradients:
-            optimizer.register_step_pre_hook(
-                lambda *_: torch.nn.utils.clip_grad_norm_(parameters, args.clip_gradients)
-            )
+
+            def clip(*_: object) -> None:
+                torch.nn.utils.clip_grad_norm_(parameters, args.clip_gradients)
+
+            optimizer.register_step_pre_hook(clip)
         return optimizer
 
     def epochs(

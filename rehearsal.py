@@ -44,8 +44,8 @@ class Cost(NamedTuple):
 
 def rehearse(args: Namespace, say: Callable[[str], None]) -> Iterator[str]:
     """Lines to print: what would be trained on, and the time and memory that it would take, from
-    steps on this machine. `UserError` as in training; for weights that are missing at the end, since
-    nothing else depends on them."""
+    steps on this machine. `UserError` as in training; for weights that are missing at the end,
+    since nothing else depends on them."""
     found = TASKS[args.task].dry_run(args)
     set_deterministic(bool(args.deterministic))
     devices = choose_devices(args.gpu, say)

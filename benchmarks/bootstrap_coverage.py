@@ -3,8 +3,8 @@
 Simulated test sets: patients with a few slices each (1 + a gamma-mixed Poisson number, mean 5), one
 prevailing class per patient in the proportions of the RSNA haemorrhage list, and scores that share
 a random effect within a patient. The truth is the AUROC of a population of 200,000 such patients.
-Three intervals from the same scores: the one of utils/metrics/intervals.py by patient, plain percentiles
-of the same draws, and the one of utils/metrics/intervals.py in ignorance of the patients.
+Three intervals from the same scores: the one of utils/metrics/intervals.py by patient, plain
+percentiles of the same draws, and that one in ignorance of the patients.
 
     python -m benchmarks.bootstrap_coverage --out coverage.png
 """

@@ -181,7 +181,7 @@ class CBAFedLocalUpdate(LocalUpdate):
         self.receive(net, weights, round)
         labels, kept = self.labeled_by(net, shared)
         counts = torch.bincount(labels[kept], minlength=net.head_layer.out_features)
-        share = torch.tensor(len(kept) / self.num_samples)
+        share = torch.tensor(len(kept) / self.num_samples, device=device)
         optimizer = self.build_optimizer(net, round)
 
         for _, batches in self.epochs(1, round, device, labels, kept) if len(kept) else ():

@@ -46,15 +46,18 @@ def compile_networks(
 
     def compile_one(net: Network) -> None:
         samples = [_sample(net, size, shape) for size in sizes]
-        weights = copy_weights(net)
-        if chosen == "graphs":
-            evaluation, training = samples
-            net.record_backbone(training, evaluation, passes)
-        else:
-            torch._dynamo.config.recompile_limit = VARIANTS
-            net.compile_backbone(*sizes, options=options)
-            _warm_up(net, *samples, passes)
-        set_tensors(net.state_dict(), weights)
+        weights, momentum = copy_weights(net), net.batchnorm_momentum
+        try:
+            if chosen == "graphs":
+                evaluation, training = samples
+                net.record_backbone(training, evaluation, passes)
+            else:
+                torch._dynamo.config.recompile_limit = VARIANTS
+                net.compile_backbone(*sizes, options=options)
+                _warm_up(net, *samples, passes)
+        finally:
+            net.batchnorm_momentum = momentum
+            set_tensors(net.state_dict(), weights)
 
     try:
         on_each(compile_one, networks)

@@ -3,15 +3,15 @@
 DenseNet121 launches some 2,000 kernels a step. Where a step's images are few or small, or the
 processor is slow, launching takes longer than computing; a recorded pass is launched at once.
 
-In bf16 an H100 gave the plain passes' bits; in fp32 cuDNN chooses other kernels while it is being
-recorded, and the numbers agree to rounding.
+In bf16 an H100 gave the plain passes' bits; in fp32 cuDNN may choose other kernels while it is
+being recorded.
 """
 
 from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torch.autograd.graph import get_gradient_edge
+from torch.func import functional_call
 
 
 class _Backbone(nn.Module):
@@ -34,15 +34,31 @@ class RecordedPass:
     """
 
     def __init__(self, net: nn.Module, sample: torch.Tensor):
-        self._replay = torch.cuda.make_graphed_callables(
-            _Backbone(net), (sample,), allow_unused_input=True
-        )
+        backbone = _Backbone(net)
+        self._parameters = list(backbone.parameters())
+        names = [name for name, _ in backbone.named_parameters()]
+        # A gradient is handed to its parameter on the stream on which the parameter's node of the
+        # autograd graph was made. A node of the training's stream cannot be recorded, and one of
+        # the recording's would have every step wait for that stream, once a parameter. So recorded
+        # are stand-ins on the same memory, whose nodes are the recording's; the parameters' own
+        # are made as the training goes.
+        stand_ins = [each.detach().requires_grad_(each.requires_grad) for each in self._parameters]
+
+        def features(inputs: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
+            return functional_call(backbone, dict(zip(names, values, strict=True)), (inputs,))
+
+        # The input's memory is this pass's alone: the first layer keeps it for the backward pass.
+        own = (sample.clone(), *stand_ins)
+        # On the sample's device, and back on its stream even where recording fails.
+        stream = torch.cuda.current_stream(sample.device) if sample.is_cuda else None
+        with torch.cuda.stream(stream):
+            self._replay = torch.cuda.make_graphed_callables(features, own, allow_unused_input=True)
         self.shape = sample.shape
         self.free = True
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         """The features of `inputs`, which are of the sample's shape; valid until the next call."""
-        features = self._replay(inputs)
+        features = self._replay(inputs, *self._parameters)
         if features.requires_grad:
             self.free = False
             features.register_hook(self._begin_backward)
@@ -68,16 +84,14 @@ class RecordedPasses:
         evaluation: torch.Tensor | None,
         passes: Mapping[float, int],
     ):
-        # A gradient is handed to its parameter on the stream that was current when the parameter's
-        # node of the autograd graph was made. Made by the recording, on a stream of its own, it
-        # would have every step wait for that stream, once a parameter.
-        self._nodes = [get_gradient_edge(each) for each in net.parameters() if each.requires_grad]
         self.by_mode: dict[tuple[bool, float | None], list[RecordedPass]] = {}
         net.train()
         for momentum, count in sorted(passes.items()):
             net.batchnorm_momentum = momentum
-            recorded = [RecordedPass(net, training) for _ in range(count)]
-            self.by_mode[True, net.batchnorm_momentum] = recorded
+            # Without BatchNorm all momentums are None, and the longest step decides.
+            recorded = self.by_mode.setdefault((True, net.batchnorm_momentum), [])
+            while len(recorded) < count:
+                recorded.append(RecordedPass(net, training))
         if evaluation is not None:
             net.eval()
             with torch.no_grad():

@@ -25,8 +25,9 @@ def parse(argv: Sequence[str], description: str = "") -> tuple[argparse.Namespac
     )
     parser.add_argument("item", choices=ITEMS, help="table or figure to make")
     parser.add_argument(
-        "--preset", help="preset of every run (skin-64 for rivals, sources and rates; hippocampus for the items "
-        "on volumes; else bench)"
+        "--preset",
+        help="preset of every run (skin-64 for rivals, sources and rates; hippocampus for the "
+        "items on volumes; else bench)",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 1338, 1339])
     parser.add_argument(

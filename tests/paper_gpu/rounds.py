@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 import dataloaders.augment
+import federation
 import local_supervised
 import local_unsupervised
 import methods.self_training
@@ -20,18 +21,28 @@ from tests.helpers.small_clients import make_args, make_dataset, make_network, m
 from utils.tensors import copy_weights
 
 CPU = torch.device("cpu")
+KEEPS_ALL = ("--cbafed_base", "0.1", "--cbafed_highest", "0.1", "--fixmatch_threshold", "0.1")
 
 
-def train_rounds(devices: list[torch.device], cache: str, placement: str, images: int = 16) -> dict:
+def train_rounds(
+    devices: list[torch.device],
+    cache: str,
+    placement: str,
+    images: int = 16,
+    method: str | None = None,
+) -> dict:
     """What two rounds leave, on the CPU: weights, losses, matrices, predictions, memories.
 
     cache: where the images are. placement: where memories wait; from "disk" they are read again.
-    images: of each client, in batches of four.
+    images: of each client, in batches of four. method: whose clients, two of either kind; None:
+    those of the paper's methods, mixed.
     """
     forget = getattr(dataloaders.augment._imagenet_scaling, "cache_clear", None)
     if forget is not None:  # constants of a device that is not there any more
         forget()
     args = make_args("official", "--batch_size", "4")
+    if method is not None:
+        args = make_args("official", "--method", method, "--clip_gradients", "1", *KEEPS_ALL)
     dataset = make_dataset()
     dataset.cache = cache
     kinds = (
@@ -41,13 +52,17 @@ def train_rounds(devices: list[torch.device], cache: str, placement: str, images
         local_unsupervised.UnsupervisedLocalUpdate,
         methods.self_training.SelfTrainingLocalUpdate,
     )
+    averaging, shared = server.RelationServer(args), make_target().named()
+    if method is not None:
+        labeled, unlabeled, kind_of_server = federation.METHODS[method]
+        kinds = (labeled, labeled, unlabeled, unlabeled)
+        averaging, shared = kind_of_server(args), {}
     indices = torch.arange(images)
     clients = [
         kind(args, dataset, indices, number, Classification()) for number, kind in enumerate(kinds)
     ]
     networks = [place_network(make_network(), device) for device in devices]
-    weights, shared = copy_weights(networks[0]), make_target().named()
-    averaging = server.RelationServer(args)
+    weights = copy_weights(networks[0])
     with (
         tempfile.TemporaryDirectory() as folder,
         closing(ClientStore(Path(folder), placement)) as store,

@@ -26,7 +26,7 @@ READ_BY_HOST = {
 }
 BETWEEN_DEVICES = {"_to_copy", "copy_", "_foreach_copy_", "_foreach_copy"}
 # A tensor without dimensions may stay on the CPU, but not for these.
-ALL_ON_ONE = ("_fused", "mm", "addmm", "_foreach", "convolution")
+ALL_ON_ONE = ("_fused", "mm", "addmm", "_foreach", "convolution", "stack", "cat")
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
 

@@ -57,6 +57,14 @@ def test_rounds_have_the_processors_bits_and_no_step_waits(places, on_the_proces
     check(places, on_the_processor)
 
 
+@pytest.mark.parametrize("method", ["fixmatch", "rscfed", "cbafed"])
+def test_rounds_of_a_later_method_have_the_processors_bits(method):
+    on_the_processor = train_rounds([CPU], "ram", "host", method=method)
+    with paper_gpus(2):
+        found = train_rounds(GPUS, "device", "device", method=method)
+    assert_identical(found, on_the_processor)
+
+
 # name -> (module, what stands there, what is planted instead, where it shows)
 BUGS = {
     "the matrix to match stays on the CPU": (

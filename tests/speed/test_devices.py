@@ -1,5 +1,6 @@
 """Precision, twin, compilation, evaluation on several devices: what must not change numbers."""
 
+import inspect
 import threading
 from argparse import Namespace
 
@@ -18,6 +19,7 @@ from networks.compilation import choose_compile, compile_networks
 from networks.densenet import NUM_FEATURES
 from networks.devices import choose_precision, evaluation_batch_size, set_precision
 from networks.models import DenseNet121
+from networks.recorded import RecordedPasses
 from predict.inference import predict, predict_on_all, predict_set
 from record.opening import describe_environment
 from tasks.classification import Classification
@@ -258,16 +260,23 @@ def recorded(monkeypatch):
     """Recording without a GPU: the modules themselves are called, and every call is noted."""
     calls = []
 
-    def record(module, sample, allow_unused_input):
+    def record(function, sample, allow_unused_input):
         assert allow_unused_input
-        calls.append(("recorded", module.training, len(sample[0])))
-        for parameter in module.parameters():
+        inputs, *stand_ins = sample
+        net = inspect.getclosurevars(function).nonlocals["backbone"].net
+        training = net.training
+        calls.append(("recorded", training, len(inputs)))
+        for parameter, stand_in in zip(net.parameters(), stand_ins, strict=True):
+            assert stand_in is not parameter and stand_in.data_ptr() == parameter.data_ptr()
+            assert stand_in.requires_grad == parameter.requires_grad
             if parameter.requires_grad:
                 get_gradient_edge(parameter).node.metadata["while recording"] = True
 
-        def replay(inputs):
-            calls.append((module.training, len(inputs), module.net.batchnorm_momentum))
-            return module(inputs)
+        def replay(given, *parameters):
+            calls.append((training, len(given), net.batchnorm_momentum))
+            with torch.no_grad():
+                inputs.copy_(given)  # a recording reads from the memory it was made with
+            return function(inputs, *parameters)
 
         return replay
 
@@ -286,7 +295,7 @@ def test_recorded_passes_are_used_where_they_fit_and_change_nothing(recorded):
     assert recorded == [("recorded", True, 4)] * 3 + [("recorded", False, 6), ("recorded", True, 4)]
     assert_identical(copy_weights(net), copy_weights(plain))
     recorded.clear()
-    images = torch.randn(4, 3, 32, 32)
+    images = torch.randn(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
 
     def student(momentum, *batches):
         outputs = []
@@ -320,15 +329,47 @@ def test_recorded_passes_are_used_where_they_fit_and_change_nothing(recorded):
     assert len(recorded) == count + 2
 
 
-def test_gradients_come_by_way_of_nodes_that_were_there_before_recording(recorded):
-    """Else they change their stream, and every step waits for it once a parameter."""
-    net = tiny_network()
-    compile_networks([net], compile_flags(), 100, (3, 32, 32), {0.1: 1}, print)
-    net.train().pooled(torch.randn(4, 3, 32, 32)).sum().backward()
-    (weights, *_) = net.densenet121.features.parameters()
-    assert "while recording" in get_gradient_edge(weights).node.metadata
-    net.forget_recorded()
+def test_recorded_passes_give_the_gradients_of_plain_ones(recorded):
+    """Of two views and a teacher's, all forward before the one backward pass; by way of nodes that
+    the training makes: those made before recording, or by it, belong to another stream."""
+    net, plain = tiny_network(), tiny_network()
+    compile_networks([net], compile_flags(), 100, (3, 32, 32), {0.1: 2}, print)
+    weights = next(net.densenet121.features.parameters())
     assert "while recording" not in get_gradient_edge(weights).node.metadata
+    draws = torch.Generator().manual_seed(0)
+    views = [torch.randn(4, 3, 32, 32, generator=draws) for _ in range(3)]
+    views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+    for one in (net, plain):
+        loss = sum(one.train().pooled(view).square().sum() for view in views[:2])
+        with torch.no_grad():
+            one.twin().train().pooled(views[2])
+        loss.backward()
+    for (name, ours), theirs in zip(net.named_parameters(), plain.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None), name
+        assert ours.grad is None or torch.equal(ours.grad, theirs.grad), name
+    net.forget_recorded()
+
+
+def test_without_batchnorm_the_longest_step_is_recorded(recorded):
+    net = DenseNet121(5, norm="group")
+    passes = RecordedPasses(net, torch.zeros(2, 3, 32, 32), None, {0.1: 2, 0.69: 1})
+    assert [len(found) for found in passes.by_mode.values()] == [2]
+
+
+def test_what_cannot_be_recorded_leaves_the_network_as_it_was(recorded, monkeypatch):
+    def fail(function, sample, allow_unused_input):
+        function(*sample)
+        raise RuntimeError("no recording here")
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", fail)
+    net, said = tiny_network(), []
+    weights, momentum = copy_weights(net), net.batchnorm_momentum
+    assert (
+        compile_networks([net], compile_flags(), 100, (3, 32, 32), {0.5: 1}, said.append) == "off"
+    )
+    assert said == ["--compile graphs: training uncompiled (RuntimeError: no recording here)"]
+    assert_identical(copy_weights(net), weights)
+    assert net.batchnorm_momentum == momentum
 
 
 def test_passes_are_counted_by_momentum():

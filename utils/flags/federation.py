@@ -20,7 +20,9 @@ FEDERATION = (
         "what a label is: an image's class, or the class of each voxel of a volume",
     ),
     number("num_users", 10, (1, 100_000), "clients the data is dealt to"),
-    number("num_labeled", 2, (0, 100_000), "how many clients have labels, those of the lowest numbers"),
+    number(
+        "num_labeled", 2, (0, 100_000), "how many clients have labels, those of the lowest numbers"
+    ),
     several("labeled_ids", int, "+", None, "which clients have labels, instead of the first"),
     number(
         "labeled_volumes",

@@ -19,7 +19,7 @@ TRAINING = (
     number("weight_decay", 5e-4, (0, 10), "L2 penalty"),
     choice("optimizer", "adam", ("adam", "sgd"), "of every client"),
     number("sgd_momentum", 0.9, (0, 0.9999999), "of --optimizer sgd"),
-    number("clip_gradients", 0.0, (0, 1e9), "largest norm of a step; 0: none"),
+    number("clip_gradients", 0.0, (0, 1e9), "largest norm of a step's gradient; 0: none"),
     number("label_smoothing", 0.0, (0, 0.999), "of the labelled clients' cross entropy"),
     choice("labeled_views", 1, (1, 2), "views whose cross entropies are summed"),
     choice(
