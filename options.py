@@ -87,6 +87,7 @@ def args_parser(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+SETS_OF_VOLUMES = ("csv_file_train", "csv_file_val", "csv_file_test")
 DECIDED_BY_SPLIT = ("partition", "labeled_fraction", "labeled_volumes")
 
 
@@ -231,6 +232,14 @@ def check_options(args: argparse.Namespace) -> None:
                 "--csv_file_test is missing: the server's own volumes to test on, a CSV like "
                 "volumes.csv"
             )
+        named = [name for name in SETS_OF_VOLUMES if getattr(args, name) is not None]
+        if args.engine != "sites" and named:
+            for name in ("csv_file_train", "csv_file_test"):
+                if name not in named:
+                    raise UserError(
+                        f"--{name} is missing: --{named[0]} alone would leave the sets to "
+                        "--volume_sets; name training and test set, or neither"
+                    )
         return
     train = () if args.engine == "sites" else ("csv_file_train",)
     for name in ("root_path", *train, "csv_file_test"):

@@ -13,6 +13,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from utils.packages import check_installed
@@ -26,7 +27,14 @@ if __name__ == "__main__":  # a mistyped flag is answered before PyTorch is load
 
 from dataloaders.dataset import ImageDataset, load_dataset
 from dataloaders.medmnist import load_medmnist
-from dataloaders.overlap import DataSet, compare_all, members_of, overlaps_with_run, warning_line
+from dataloaders.overlap import (
+    DataSet,
+    Overlap,
+    compare_all,
+    members_of,
+    overlaps_with_run,
+    warning_line,
+)
 from dataloaders.table import ImageTable, read_table
 from networks.saved import find_checkpoint
 from options import DEFAULT_CACHE
@@ -135,6 +143,7 @@ def segment(model: Segmenter, args: argparse.Namespace) -> None:
         print("\n".join(lines))
     else:
         test = open_held_out(model, args.volumes, args.csv_file_test)
+        warn_of_overlap(args, test)
         report_volumes(out, [model.net], test, facts | run_facts(args, model, test, out))
         note_source(out, args)
         print(f"\nreport: {out / 'REPORT.md'}")
@@ -217,9 +226,16 @@ def check_overlap(args: argparse.Namespace, datasets: dict[str, ImageDataset]) -
                 f"--threshold youden: chosen on images that are tested ({overlap.words()}); give "
                 "another --csv_file_val, or add --allow_overlap and say so with the numbers"
             )
-    if (run := run_folder(args.resume)) is not None:
-        overlaps += overlaps_with_run(run, datasets["test"])
-    if (line := warning_line(overlaps)) is not None:
+    warn_of_overlap(args, datasets["test"], overlaps)
+
+
+def warn_of_overlap(
+    args: argparse.Namespace, test: DataSet, overlaps: Sequence[Overlap] = ()
+) -> None:
+    """Say what the tested set shares with those of its run, beside `overlaps` that are known."""
+    run = run_folder(args.resume)
+    of_run = [] if run is None else overlaps_with_run(run, test)
+    if (line := warning_line([*overlaps, *of_run])) is not None:
         print(line)
 
 

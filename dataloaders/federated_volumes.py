@@ -1,12 +1,13 @@
 """The data of one federated run on volumes: three sets, and each client's share of the first."""
 
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dataloaders.federated import FederatedData, Rehearsal, dealt_before
+from dataloaders.overlap import compare_all, listed, members_of
 from dataloaders.partition import (
     labelled_clients,
     labelled_fraction,
@@ -26,6 +27,7 @@ from utils.tensors import derive_seed
 
 SETS = ("train", "val", "test")
 SMALLEST_CLIENT = 1
+SAME_SPACING = 1e-6  # mm, of what a manifest, a checkpoint and a server say
 PREPARATION = record(
     {
         "modality": choice("mr", "ct"),
@@ -200,6 +202,12 @@ def deal_volumes(args: Namespace, table: VolumeTable) -> Split:
         labeled = tuple(range(args.num_users))
         how += f", {args.labeled_fraction:g} of each client's volumes labelled"
     if args.labeled_volumes:
+        for client in labeled:
+            if len(clients[client]) < args.labeled_volumes:
+                raise UserError(
+                    f"--labeled_volumes {args.labeled_volumes}: labelled client {client} has "
+                    f"{len(clients[client])} volumes; give no more"
+                )
         clients = [
             rows[: args.labeled_volumes] if client in labeled else rows
             for client, rows in enumerate(clients)
@@ -282,6 +290,8 @@ def dry_run_volumes(args: Namespace) -> Rehearsal:
         lines.append(
             f"{name}: {len(table)} volumes, {len(arrays[0]) - 1} channel(s), {size:.0f} MB"
         )
+    for overlap in compare_all(members_of(listed(tables))):
+        lines.append(f"{'warning: ' if overlap.found else ''}{overlap.words()}")
     train = tables["train"]
     dealt = deal_volumes(args, train)
     arrays = open_volumes(args.volumes, train)
@@ -301,6 +311,33 @@ def check_patch_size(patch_size: Sequence[int], levels: int) -> None:
             f"--patch_size {' '.join(map(str, patch_size))}: {odd[0]} is no multiple of {step}; "
             f"the {levels} levels of --unet_channels halve a side {levels - 1} times"
         )
+    if levels > 1 and set(patch_size) == {step}:
+        raise UserError(
+            f"--patch_size {' '.join(map(str, patch_size))}: nothing but one voxel is left at the "
+            f"lowest of {levels} levels; double a side, or give fewer --unet_channels"
+        )
+
+
+def refuse_other_preparation(folder: Path, channels: int, wanted: Mapping, whose: str) -> None:
+    """`UserError` where the arrays of `folder`, of so many channels, were prepared otherwise than
+    `whose` volumes, of which `wanted` tells channels, modality, ct_window and spacing."""
+    found = read_preparation(folder) | {"channels": channels}
+    for name in ("channels", "modality", "ct_window", "spacing"):
+        if not _alike(found[name], wanted[name]):
+            raise UserError(
+                f"{folder}: prepared with {name} {_words(found[name])}, {whose} with "
+                f"{_words(wanted[name])}; prepare them alike"
+            )
+
+
+def _alike(ours: object, theirs: object) -> bool:
+    if isinstance(ours, str):
+        return ours == theirs
+    return np.allclose(ours, theirs, atol=SAME_SPACING)
+
+
+def _words(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def read_preparation(folder: Path) -> dict:

@@ -22,6 +22,9 @@ MODALITIES = ("mr", "ct")
 CT_WINDOW = (-200.0, 300.0)  # HU, soft tissue: mapped to -1 .. 1
 SAME = 0.01  # relative difference of voxel sides that does not matter
 AFFINE_TOLERANCE = 1e-3  # mm
+LARGEST_COSINE = 0.02  # of two axes of a grid that is taken for straight: about one degree
+FORM_CODES, ALIGNED = range(6), 2  # of NIfTI's qform and sform
+MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
 MOST_COMPRESSED = 1032  # DEFLATE's largest ratio
 BYTES_PER_VOXEL = 24  # float64 as read, float32 beside it, and what resampling holds
 SUFFIXES = (".nii.gz", ".nii")
@@ -29,13 +32,17 @@ SUFFIXES = (".nii.gz", ".nii")
 
 class Volume(NamedTuple):
     """An image as its file has it. data: (K, X, Y, Z) float32 in RAS axes; spacing: mm along
-    them. affine, orientation: the file's own, for `restore`; shape: (X, Y, Z) in the file."""
+    them. affine, orientation: the file's own, for `restore`; shape: (X, Y, Z) in the file. forms,
+    unit: where its header says it lies (qform and sform, each with its code), for
+    `write_labels`."""
 
     data: np.ndarray
     spacing: tuple[float, float, float]
     affine: np.ndarray
     orientation: np.ndarray
     shape: tuple[int, int, int]
+    forms: tuple[tuple[np.ndarray | None, int], ...]
+    unit: str
 
     def restore(self, labels: np.ndarray) -> np.ndarray:
         """Labels (X, Y, Z) on the grid of `data` -> the file's own axes, uint8."""
@@ -82,8 +89,8 @@ def read_nifti(path: Path, fewest_slices: int = 2) -> Volume:
     """An image of three dimensions, or of four with the channels last.
 
     Raises `ValueError`, in words, for a file that cannot be read, another number of dimensions, a
-    single slice, a header that claims more than the file or the memory can hold, and voxels that
-    are not finite.
+    single slice, axes that are not at right angles, a header that claims more than the file or the
+    memory can hold, and voxels that are not finite.
     """
     orientations = import_3d("nibabel.orientations")
     with _faults_in_words():
@@ -93,7 +100,7 @@ def read_nifti(path: Path, fewest_slices: int = 2) -> Volume:
         data = np.asanyarray(image.dataobj).astype(np.float32)
     if not np.isfinite(data).all():
         raise ValueError("has voxels that are not finite numbers")
-    spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
+    spacing = _sides(image)
     to_ras = orientations.ornt_transform(orientation, orientations.axcodes2ornt(("R", "A", "S")))
     turned = orientations.apply_orientation(data, to_ras)
     sides = [0.0] * 3
@@ -101,8 +108,68 @@ def read_nifti(path: Path, fewest_slices: int = 2) -> Volume:
         sides[int(target)] = float(spacing[axis])
     channels = turned[None] if turned.ndim == 3 else np.moveaxis(turned, -1, 0)
     return Volume(
-        np.ascontiguousarray(channels), tuple(sides), image.affine, orientation, data.shape[:3]
+        np.ascontiguousarray(channels),
+        tuple(sides),
+        image.affine,
+        orientation,
+        data.shape[:3],
+        _forms(image.header),
+        _unit(image.header),
     )
+
+
+def read_channels(paths: Sequence[Path]) -> Volume:
+    """One volume of several files that lie on each other, their channels in that order.
+
+    Raises `ValueError` as `read_nifti`, which names the file, and where the files differ.
+    """
+    volumes = []
+    for path in paths:
+        try:
+            volumes.append(read_nifti(path))
+        except ValueError as error:
+            raise ValueError(f"image {path.name} {error}") from None
+        refuse_apart(volumes[0], volumes[-1])
+    return volumes[0]._replace(data=np.concatenate([volume.data for volume in volumes]))
+
+
+def refuse_apart(one: Volume, other: Volume) -> None:
+    """`ValueError` unless both have the same voxels at the same places."""
+    if one.shape != other.shape:
+        raise ValueError(f"shapes differ: {_text(one.shape)} and {_text(other.shape)}")
+    if not np.allclose(other.affine, one.affine, atol=AFFINE_TOLERANCE):
+        raise ValueError("the affines of its files differ: they do not lie on each other")
+
+
+def _text(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _sides(image) -> np.ndarray:
+    """mm of a voxel along each of the file's own axes, whatever unit the file counts in."""
+    scale = MILLIMETRES[_unit(image.header)]
+    return scale * np.linalg.norm(image.affine[:3, :3], axis=0)
+
+
+def _unit(header) -> str:
+    """In which a header counts; millimetres where it says nothing, or nothing sensible."""
+    try:
+        unit = header.get_xyzt_units()[0]
+    except KeyError:
+        return "mm"
+    return unit if unit in MILLIMETRES else "mm"
+
+
+def _forms(header) -> tuple[tuple[np.ndarray | None, int], ...]:
+    """qform and sform, each with its code; (None, 0) for one that cannot be read."""
+    found = []
+    for read in (header.get_qform, header.get_sform):
+        try:
+            form, code = read(coded=True)
+        except import_3d("nibabel.spatialimages").HeaderDataError:
+            form, code = None, 0
+        found.append((form, int(code) if code in FORM_CODES else ALIGNED))
+    return tuple(found)
 
 
 def header_spacing(path: Path) -> tuple[float, ...]:
@@ -111,8 +178,7 @@ def header_spacing(path: Path) -> tuple[float, ...]:
         image = import_3d("nibabel").load(path)
         _check_header(path, image)
         orientation = _orientation(image.affine)
-    sides = np.linalg.norm(image.affine[:3, :3], axis=0)
-    return tuple(sides[np.argsort(orientation[:, 0])].tolist())
+    return tuple(_sides(image)[np.argsort(orientation[:, 0])].tolist())
 
 
 def _orientation(affine: np.ndarray) -> np.ndarray:
@@ -122,6 +188,11 @@ def _orientation(affine: np.ndarray) -> np.ndarray:
     orientation = import_3d("nibabel.orientations").io_orientation(affine)
     if np.isnan(orientation).any():
         raise ValueError("its affine has no three directions")
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    if np.abs(directions.T @ directions - np.eye(3)).max() > LARGEST_COSINE:
+        raise ValueError(
+            "its axes are not at right angles (a tilted gantry?): resample it to a straight grid"
+        )
     return orientation
 
 
@@ -153,13 +224,17 @@ def _check_header(path: Path, image, fewest_slices: int = 2) -> None:
         raise ValueError(f"is a single slice ({'x'.join(map(str, shape))} voxels), not a volume")
     voxels = int(np.prod([int(side) for side in shape], dtype=object))
     claimed = voxels * kind.itemsize
-    stored = os.stat(path).st_size * (MOST_COMPRESSED if path.name.endswith(".gz") else 1)
+    stored = os.stat(path).st_size * (MOST_COMPRESSED if path.name.lower().endswith(".gz") else 1)
     if claimed > stored:
         raise ValueError(f"its header claims {claimed:.3g} bytes, more than the file can hold")
-    if voxels * BYTES_PER_VOXEL > available_memory():
+    refuse_too_large(voxels * BYTES_PER_VOXEL)
+
+
+def refuse_too_large(needed: int) -> None:
+    """`ValueError` where so many bytes are more than the memory that is free."""
+    if needed > available_memory():
         raise ValueError(
-            f"needs {voxels * BYTES_PER_VOXEL / 1e9:.1f} GB of memory, "
-            f"{available_memory() / 1e9:.1f} GB are free"
+            f"needs {needed / 1e9:.1f} GB of memory, {available_memory() / 1e9:.1f} GB are free"
         )
 
 
@@ -176,12 +251,27 @@ def normalise(data: np.ndarray, modality: str, window: tuple[float, float]) -> n
     return ((data - mean) / deviation).astype(np.float32)
 
 
-def resample(data: np.ndarray, shape: tuple[int, int, int], order: int) -> np.ndarray:
-    """(K, X, Y, Z) on a grid of `shape` over the same extent: order 1 is linear, 0 the nearest."""
+def resample(data: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Image or probabilities (K, X, Y, Z), linearly, on a grid of `shape` over the same extent."""
     if data.shape[1:] == tuple(shape):
         return data
     factors = [1, *(new / old for new, old in zip(shape, data.shape[1:], strict=True))]
-    return ndimage.zoom(data, factors, order=order, mode="nearest", grid_mode=True)
+    return ndimage.zoom(data, factors, order=1, mode="nearest", grid_mode=True)
+
+
+def resample_classes(classes: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Class numbers (X, Y, Z) on a grid of `shape` over the same extent: at each voxel the class
+    that has the largest share, so that labels lie where `resample` puts their image. Of equal
+    shares the background, 0, has none: a thin structure is not lost for lying between voxels."""
+    if classes.shape == tuple(shape):
+        return classes
+    chosen, largest = np.zeros(shape, classes.dtype), np.zeros(shape, np.float32)
+    numbers = np.unique(classes)
+    for number in (*numbers[numbers > 0], *numbers[numbers == 0]):
+        share = resample((classes == number)[None].astype(np.float32), shape)[0]
+        chosen[share > largest] = number
+        np.maximum(largest, share, out=largest)
+    return chosen
 
 
 def resampled_shape(
@@ -196,11 +286,14 @@ def resampled_shape(
     )
 
 
-def write_labels(path: Path, labels: np.ndarray, affine: np.ndarray) -> None:
-    """Write labels (X, Y, Z) uint8 as NIfTI with this affine, whole or not at all."""
+def write_labels(path: Path, labels: np.ndarray, source: Volume) -> None:
+    """Write labels (X, Y, Z) uint8 as NIfTI that lies on `source` in every viewer: with its affine,
+    both of its forms and their codes, and its unit; whole or not at all."""
     nibabel = import_3d("nibabel")
-    image = nibabel.Nifti1Image(labels, affine)
-    image.header.set_xyzt_units("mm")
+    image = nibabel.Nifti1Image(labels, source.affine)
+    image.set_qform(*source.forms[0])
+    image.set_sform(*source.forms[1])
+    image.header.set_xyzt_units(source.unit)
     temporary = path.with_name(f".{path.name.removesuffix('.nii.gz')}.partial.nii.gz")
     nibabel.save(image, temporary)
     os.replace(temporary, path)

@@ -44,6 +44,14 @@ class Listed(NamedTuple):
         """None: nothing was decoded."""
 
 
+def listed(tables: Mapping[str, DataSet]) -> dict[str, Listed]:
+    """What can be compared of tables by themselves, before anything is decoded."""
+    return {
+        name: Listed(table.names, table.groups, table.group_column)
+        for name, table in tables.items()
+    }
+
+
 class Members(NamedTuple):
     """Digests of what identifies the images of one set: their names, their pixels (None where
     they are not compared) and their patients or lesions (None where they are not known), which

@@ -1,6 +1,7 @@
 """Volumes as clients train on them: batches of augmented patches, where structures are found."""
 
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +38,8 @@ class VolumeDataset:
         foreground: float = 0.0,
     ):
         self.arrays = list(arrays)
+        self._labels = [array[-1] for array in self.arrays]
+        self._found: dict[int, tuple[Callable, dict[float, np.ndarray]]] = {}
         self.table = table
         self.patch_size = tuple(patch_size)
         self.foreground = foreground
@@ -81,7 +84,7 @@ class VolumeDataset:
     @property
     def labels(self) -> list[np.ndarray]:
         """The class of every voxel of every volume, float16 (X, Y, Z) each."""
-        return [array[-1] for array in self.arrays]
+        return self._labels
 
     def image(self, index: int) -> np.ndarray:
         """One whole volume without its label, float32 (K, X, Y, Z)."""
@@ -141,7 +144,7 @@ class VolumeDataset:
             # The same draws whatever is done with them: flips, corner, structure and voxel.
             uniform = torch.rand(9, generator=generator, dtype=torch.float64).tolist()
             label = None if labels is None else labels[index]
-            corner = self._corner(self.table.shapes[index], label, uniform[3:])
+            corner = self._corner(index, label, uniform[3:])
             flips = [axis for axis in augmentation.flip_axes if uniform[axis] < 0.5]
             image = cut_patch(self.arrays[index][:-1], corner, self.patch_size)
             images.append(np.flip(image, [axis + 1 for axis in flips]))
@@ -153,18 +156,30 @@ class VolumeDataset:
             return batch, None
         return batch, torch.from_numpy(np.stack(classes).astype(np.int64)).to(device)
 
-    def _corner(
-        self, shape: Sequence[int], label: np.ndarray | None, uniform: Sequence[float]
-    ) -> list[int]:
-        """Where a patch begins, from six numbers in [0, 1)."""
+    def _slabs(self, index: int, label: np.ndarray) -> dict[float, np.ndarray]:
+        """Structure -> how many of its voxels lie in the slabs of `label` (X, Y, Z) up to each x,
+        int64 (X,). Kept while volume `index` has this label, which takes long to look through."""
+        known, found = self._found.get(index, (lambda: None, {}))
+        if known() is not label:
+            counts: dict[float, np.ndarray] = {}
+            for x, slab in enumerate(label):
+                for structure, count in zip(
+                    *np.unique(slab[slab > 0], return_counts=True), strict=True
+                ):
+                    of_slabs = counts.setdefault(float(structure), np.zeros(len(label), np.int64))
+                    of_slabs[x] = count
+            found = {structure: counts[structure].cumsum() for structure in sorted(counts)}
+            self._found[index] = weakref.ref(label), found
+        return found
+
+    def _corner(self, index: int, label: np.ndarray | None, uniform: Sequence[float]) -> list[int]:
+        """Where a patch of volume `index` begins, from six numbers in [0, 1)."""
+        shape = self.table.shapes[index]
         room = [side - patch for side, patch in zip(shape, self.patch_size, strict=True)]
         wants_structure = label is not None and uniform[3] < self.foreground
-        found = np.flatnonzero(label > 0) if wants_structure else np.empty(0, np.int64)
-        if len(found):
-            classes = label.reshape(-1)[found]
-            structures = np.unique(classes)
-            voxels = found[classes == structures[int(uniform[4] * len(structures))]]
-            middle = np.unravel_index(voxels[int(uniform[5] * len(voxels))], label.shape)
+        if wants_structure and (slabs := self._slabs(index, label)):
+            structure = list(slabs)[int(uniform[4] * len(slabs))]
+            middle = _voxel(label, structure, slabs[structure], uniform[5])
             wanted = [int(at) - side // 2 for at, side in zip(middle, self.patch_size, strict=True)]
             return [
                 min(max(at, 0), free) if free > 0 else free // 2
@@ -174,6 +189,17 @@ class VolumeDataset:
             int(drawn * (free + 1)) if free > 0 else free // 2
             for drawn, free in zip(uniform, room, strict=False)
         ]
+
+
+def _voxel(
+    label: np.ndarray, structure: float, up_to: np.ndarray, uniform: float
+) -> tuple[int, int, int]:
+    """One of the voxels (x, y, z) of a structure, from a number in [0, 1); `up_to`: how many of
+    them lie in the slabs up to each x."""
+    number = int(uniform * up_to[-1])
+    x = int(np.searchsorted(up_to, number, side="right"))
+    before = int(up_to[x - 1]) if x else 0
+    return (x, *np.argwhere(label[x] == structure)[number - before].tolist())
 
 
 def cut_patch(array: np.ndarray, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:

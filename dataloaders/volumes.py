@@ -141,8 +141,13 @@ def _parsed(
     return values
 
 
+def is_name(text: str) -> bool:
+    """Whether a volume can be called so: its array is a file of that name."""
+    return _NAME.fullmatch(text) is not None
+
+
 def _name(cell: str) -> str | None:
-    return cell if _NAME.fullmatch(cell) else None
+    return cell if is_name(cell) else None
 
 
 def _count(cell: str) -> int | None:

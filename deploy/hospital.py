@@ -1,5 +1,6 @@
 """A hospital's own side: its data, as its node's configuration names them, and its memory."""
 
+import json
 import re
 import threading
 from argparse import Namespace
@@ -11,7 +12,7 @@ import torch
 from flwr.app import ConfigRecord, Context
 
 from dataloaders.dataset import ImageDataset, load_dataset
-from dataloaders.federated_volumes import refuse_unlabeled
+from dataloaders.federated_volumes import refuse_other_preparation, refuse_unlabeled
 from dataloaders.patches import VolumeDataset
 from dataloaders.table import read_table, read_unlabeled_table
 from dataloaders.volumes import TABLE_FILE, open_volumes, read_volumes
@@ -109,6 +110,7 @@ def own_site(context: Context, task: ConfigRecord) -> Site:
             args.channels,
             tuple(args.patch_size),
             args.foreground,
+            str(task.get("prepared", "{}")),
         )
     else:
         dataset = site_images(
@@ -157,14 +159,18 @@ def site_volumes(
     channels: int,
     patch_size: tuple[int, int, int],
     foreground: float,
+    prepared: str,
 ) -> VolumeDataset:
-    """A site's volumes, mapped from their files: those that `csv` lists, by default all."""
+    """A site's volumes, mapped from their files: those that `csv` lists, by default all; prepared
+    as the server's are, of which `prepared` (JSON) tells."""
     source = csv or folder / TABLE_FILE
     table = read_volumes(source)
     _refuse_other_classes(source, table.class_names, class_names)
     if labeled:
         refuse_unlabeled(table, "at a site with labels")
     dataset = VolumeDataset(open_volumes(folder, table), table, patch_size, foreground)
+    if servers := json.loads(prepared).get("volumes"):
+        refuse_other_preparation(folder, channels, servers, "the server's volumes")
     if (found := dataset.input_shape[0]) != channels:
         raise UserError(f"{folder}: volumes of {found} channels, the server's have {channels}")
     return dataset

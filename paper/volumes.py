@@ -149,13 +149,7 @@ def pair_table(rows: Sequence[SegmentedRuns]) -> tuple[list[str], list[list[str]
 
 
 def _compared(ours: SegmentedRuns, theirs: SegmentedRuns, seed: int) -> list[str]:
-    means = [volume_means(row.scores[seed]) for row in (ours, theirs)]
-    if means[0].keys() != means[1].keys():
-        raise UserError(
-            f"{ours.runs.folders[seed]} and {theirs.runs.folders[seed]}: tested on different "
-            "volumes; run one of them again"
-        )
-    differences = np.array([means[0][name] - means[1][name] for name in means[0]])
+    differences = _differences(ours, theirs, seed)
     return [
         str(len(differences)),
         f"{100 * differences.mean():+.2f}",
@@ -164,13 +158,22 @@ def _compared(ours: SegmentedRuns, theirs: SegmentedRuns, seed: int) -> list[str
     ]
 
 
+def _differences(ours: SegmentedRuns, theirs: SegmentedRuns, seed: int) -> np.ndarray:
+    """Of the mean Dice of each volume in which both rows have one; `UserError` where they were not
+    tested on the same volumes."""
+    scores = [row.scores[seed] for row in (ours, theirs)]
+    if scores[0].names != scores[1].names:
+        raise UserError(
+            f"{ours.runs.folders[seed]} and {theirs.runs.folders[seed]}: tested on different "
+            "volumes; run one of them again"
+        )
+    mine, their = map(volume_means, scores)
+    return np.array([mine[name] - their[name] for name in mine if name in their])
+
+
 def _over_seeds(ours: SegmentedRuns, theirs: SegmentedRuns, seeds: Sequence[int]) -> list[str]:
     """The seeds' mean differences: their mean, and on how many seeds ours is above."""
-    pairs = [
-        [np.mean(list(volume_means(row.scores[seed]).values())) for row in (ours, theirs)]
-        for seed in seeds
-    ]
-    differences = [100 * (mine - their) for mine, their in pairs]
+    differences = [100 * _differences(ours, theirs, seed).mean() for seed in seeds]
     better = sum(difference > 0 for difference in differences)
     mean = f"{np.mean(differences):+.2f}"
     return [NOT_AVAILABLE, mean, f"{better} of {len(seeds)} seeds", NOT_AVAILABLE]

@@ -1,5 +1,6 @@
 """A saved 3D U-Net on volumes: a held-out list with labels, or NIfTI files without."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -8,12 +9,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataloaders.federated_volumes import read_preparation
+from dataloaders.federated_volumes import refuse_other_preparation, refuse_unlabeled
 from dataloaders.nifti import (
+    BYTES_PER_VOXEL,
     Volume,
     find_volumes,
     normalise,
+    read_channels,
     read_nifti,
+    refuse_too_large,
     resample,
     resampled_shape,
     write_labels,
@@ -32,7 +36,7 @@ from utils.files import write_text
 from utils.table_files import to_csv
 
 PREDICTED_FILE = "predictions.csv"
-SAME_SPACING = 1e-6  # mm, of what a manifest and a checkpoint say
+BYTES_PER_CLASS = 16  # and voxel: outputs, their weights, softmax, and it on another grid
 
 
 class Segmenter(NamedTuple):
@@ -69,13 +73,15 @@ class Segmenter(NamedTuple):
                 f"has {len(volume.data)} channel(s), the network was trained on "
                 f"{prepared['channels']}"
             )
-        normal = normalise(volume.data, prepared["modality"], tuple(prepared["ct_window"]))
         own = volume.data.shape[1:]
         shape = resampled_shape(own, volume.spacing, tuple(prepared["spacing"]))
-        seen = resample(normal, shape, 1).astype(np.float16).astype(np.float32)
+        each = BYTES_PER_VOXEL * len(volume.data) + BYTES_PER_CLASS * len(self.class_names)
+        refuse_too_large(max(math.prod(shape), math.prod(own)) * each)
+        normal = normalise(volume.data, prepared["modality"], tuple(prepared["ct_window"]))
+        seen = resample(normal, shape).astype(np.float16).astype(np.float32)
         found = class_probabilities(self.net, seen, prepared["patch_size"], name)
         if shape != own:
-            found = torch.from_numpy(resample(found.cpu().numpy(), own, 1))
+            found = torch.from_numpy(resample(found.cpu().numpy(), own))
         return volume.restore(found.argmax(dim=0).to("cpu", torch.uint8).numpy())
 
     def values(self) -> np.ndarray:
@@ -105,7 +111,8 @@ def load_segmenter(
 def open_held_out(model: Segmenter, folder: Path, listed: Path) -> VolumeDataset:
     """The labelled volumes of `folder` that the CSV `listed` names, for this model.
 
-    Raises `UserError` for other classes, and for volumes prepared otherwise than its training's.
+    Raises `UserError` for other classes, for a volume that nobody labelled, and for volumes
+    prepared otherwise than its training's.
     """
     table = read_volumes(listed)
     if list(table.class_names) != model.class_names:
@@ -113,25 +120,11 @@ def open_held_out(model: Segmenter, folder: Path, listed: Path) -> VolumeDataset
             f"{listed}: its classes are {', '.join(table.class_names)}, but {model.path} was made "
             f"for {', '.join(model.class_names)}"
         )
+    refuse_unlabeled(table, "in the list to be tested")
     arrays = open_volumes(folder, table)
-    theirs = read_preparation(folder) | {"channels": len(arrays[0]) - 1}
-    for name in ("channels", "modality", "ct_window", "spacing"):
-        if not _alike(theirs[name], model.prepared[name]):
-            raise UserError(
-                f"{folder}: prepared with {name} {_words(theirs[name])}, the training volumes of "
-                f"{model.path} with {_words(model.prepared[name])}; prepare them alike"
-            )
+    whose = f"the training volumes of {model.path}"
+    refuse_other_preparation(folder, len(arrays[0]) - 1, model.prepared, whose)
     return VolumeDataset(arrays, table, tuple(model.prepared["patch_size"]))
-
-
-def _alike(ours: object, theirs: object) -> bool:
-    if isinstance(ours, str):
-        return ours == theirs
-    return np.allclose(ours, theirs, atol=SAME_SPACING)
-
-
-def _words(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def predict_volumes(model: Segmenter, paths: Sequence[Path], out: Path) -> list[str]:
@@ -139,33 +132,52 @@ def predict_volumes(model: Segmenter, paths: Sequence[Path], out: Path) -> list[
     for the terminal, how many were written and what was left out.
 
     A file has its source's shape, affine and orientation, and the numbers that the label files of
-    the training had. predictions.csv says the millilitres of each structure, or why a file could
-    not be read. Raises `UserError` where files share a name or `out` holds the sources.
+    the training had. The channels of a volume are one file, or one each as nnU-Net names them
+    (NAME_0000.nii.gz, ...). predictions.csv says the millilitres of each structure, or why a volume
+    could not be read; it has what was done also where the command ends early. Raises `UserError`
+    where files share a name or `out` holds the sources.
     """
-    files = find_volumes(paths, out)
+    volumes = by_volume(find_volumes(paths, out), model.prepared["channels"])
     structures = model.class_names[1:]
     rows, written = [], 0
     out.mkdir(parents=True, exist_ok=True)
-    for name, path in tqdm(files.items(), unit="volume", disable=None):
-        try:
-            volume = read_nifti(path)
-            classes = model.segment(volume, str(path))
-        except ValueError as error:
-            rows.append([name, str(path), *[""] * len(structures), str(error)])
-            continue
-        write_labels(out / f"{name}.nii.gz", model.values()[classes], volume.affine)
-        counts = np.bincount(classes.ravel(), minlength=len(model.class_names))[1:]
-        millilitres = counts * np.prod(volume.spacing) / 1000
-        rows.append([name, str(path), *(f"{ml:.4g}" for ml in millilitres), ""])
-        written += 1
-    header = ["VolumeID", "file", *(f"{structure}_ml" for structure in structures), "note"]
-    write_text(out / PREDICTED_FILE, to_csv(header, rows))
+    try:
+        for name, files in tqdm(volumes.items(), unit="volume", disable=None):
+            try:
+                volume = read_channels(files) if len(files) > 1 else read_nifti(files[0])
+                classes = model.segment(volume, str(files[0]))
+            except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
+                reason = str(error) if isinstance(error, ValueError) else "the memory is full"
+                rows.append([name, str(files[0]), *[""] * len(structures), reason])
+                continue
+            write_labels(out / f"{name}.nii.gz", model.values()[classes], volume)
+            counts = np.bincount(classes.ravel(), minlength=len(model.class_names))[1:]
+            millilitres = counts * np.prod(volume.spacing) / 1000
+            rows.append([name, str(files[0]), *(f"{ml:.4g}" for ml in millilitres), ""])
+            written += 1
+    finally:
+        header = ["VolumeID", "file", *(f"{structure}_ml" for structure in structures), "note"]
+        write_text(out / PREDICTED_FILE, to_csv(header, rows))
     if not written:
         raise UserError(
             f"--predict: none of {len(rows)} volumes can be read, {rows[0][1]}: {rows[0][-1]}"
         )
     said = f"{written} volumes in {out}; for research, not for clinical use"
     return [said, *left_out_lines([row[-1] for row in rows if row[-1]], PREDICTED_FILE)]
+
+
+def by_volume(files: Mapping[str, Path], channels: int) -> dict[str, tuple[Path, ...]]:
+    """The files of each volume: one, or where all are called NAME_0000, NAME_0001, ... and the
+    network sees several `channels`, one for each of these."""
+    split = [name.rpartition("_") for name in files]
+    if channels == 1 or not all(
+        stem and len(end) == 4 and end.isdecimal() for stem, _, end in split
+    ):
+        return {name: (path,) for name, path in files.items()}
+    volumes: dict[str, list[Path]] = {}
+    for (stem, _, _), path in zip(split, files.values(), strict=True):
+        volumes.setdefault(stem, []).append(path)
+    return {stem: tuple(found) for stem, found in volumes.items()}
 
 
 def volume_test_command(checkpoint: Path, volumes: Path) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.functional import cross_entropy
 
 from dataloaders.federated import FederatedData, Rehearsal
 from dataloaders.federated_volumes import dry_run_volumes, load_federated_volumes
@@ -18,6 +19,7 @@ from options import embedded_paths
 from predict.segmenter import volume_test_command
 from predict.volume_report import report_volume_run
 from predict.volumes import class_probabilities, score_set, segment_set
+from utils.losses import rows
 from utils.metrics.volumes import VOLUME_METRICS
 from utils.packages import import_3d
 from utils.tables.log_lines import volume_evaluation_line
@@ -53,8 +55,11 @@ class Segmentation:
         self, outputs: torch.Tensor, labels: torch.Tensor, args: Namespace
     ) -> torch.Tensor:
         """0.5 (cross entropy + soft Dice of the structures); outputs (B, C, X, Y, Z), labels
-        (B, X, Y, Z)."""
-        return 0.5 * _dice_and_cross_entropy()(outputs, labels[:, None])
+        (B, X, Y, Z). The cross entropy is of rows: a GPU adds up that of volumes in any order."""
+        per_voxel = cross_entropy(
+            rows(outputs), labels.flatten(), label_smoothing=args.label_smoothing
+        )
+        return 0.5 * (per_voxel + _dice()(outputs, labels[:, None]))
 
     def confident_labels(
         self,
@@ -100,6 +105,6 @@ class Segmentation:
 
 
 @cache
-def _dice_and_cross_entropy() -> torch.nn.Module:
+def _dice() -> torch.nn.Module:
     losses = import_3d("monai.losses")
-    return losses.DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
+    return losses.DiceLoss(to_onehot_y=True, softmax=True, include_background=False)

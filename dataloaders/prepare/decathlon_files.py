@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from dataloaders.columns import quoted
 from dataloaders.nifti import volume_name
-from dataloaders.volumes import FACTS
+from dataloaders.volumes import FACTS, is_name
 from utils.errors import UserError
 from utils.json_files import read_json
 from utils.schema import anything, mapping, record, text
@@ -63,6 +63,11 @@ def read_labels(dataset_dir: Path, content: Mapping) -> Labels:
             f"{dataset_dir}/dataset.json: labels must name 0, the background, and every other "
             f"number once, by names that a CSV's header can hold; it has {dict(pairs)}"
         )
+    if "ignore" in (name.lower() for name in names):
+        raise UserError(
+            f"{dataset_dir}/dataset.json: nnU-Net's label ignore, of voxels that nobody judged, is "
+            "not supported; leave those volumes out"
+        )
     if len(values) < 2:
         raise UserError(f"{dataset_dir}/dataset.json: labels name no structure, only background")
     return Labels(names, values)
@@ -99,6 +104,11 @@ def find_pairs(dataset_dir: Path, content: Mapping, unlabeled: bool = False) -> 
             f"{dataset_dir}: --unlabeled, and every volume has a label; leave the flag out"
         )
     for pair in pairs:
+        if not is_name(pair.name):
+            raise UserError(
+                f"{pair.files[-1]}: {quoted(pair.name)} is to be a VolumeID; rename the files, "
+                "letters, digits, . _ - only"
+            )
         for path in pair.files:
             if not path.is_file():
                 raise UserError(f"{path}: no such file, though dataset.json names {pair.name}")

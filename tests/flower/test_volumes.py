@@ -1,13 +1,15 @@
 """Flower on volumes, simulated or at sites of their own, computes what the loop computes."""
 
+import json
+
 import pytest
 import torch
-from flwr.app import ConfigRecord, Context, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from dataloaders.federated_volumes import deal_volumes, read_sets
 from dataloaders.volumes import read_volumes, write_volumes
-from deploy.client import build_client_app
+from deploy.client import build_client_app, client_app
 from deploy.hospital import own_site
 from deploy.messages import pack_flags
 from deploy.server import serve_sites
@@ -89,6 +91,10 @@ def test_volumes_at_sites_of_their_own_have_the_bits_of_the_loop(tmp_path):
         ({"volumes": None}, "--node-config: volumes is missing"),
         ({"labeled": True}, "volume v0 has no label and stands at a site with labels"),
         ({}, "the classes are background, front, back, the server's are background, tumour"),
+        (
+            {"labeled": 0},
+            "prepared with spacing 1.0 1.0 1.0, the server's volumes with 1.0 1.0 3.0",
+        ),
     ],
 )
 def test_a_site_that_does_not_fit_says_why(tmp_path, changes, words):
@@ -101,6 +107,22 @@ def test_a_site_that_does_not_fit_says_why(tmp_path, changes, words):
     config = {key: value for key, value in config.items() if value is not None}
     args = args_parser([*TINY, "--volumes", str(prepared), "--relation_min_samples", "5"])
     names = ["background", "tumour"] if not changes else list(table.class_names)
-    task = ConfigRecord({"flags": pack_flags(args), "class_names": names})
+    servers = {"channels": 1, "modality": "mr", "ct_window": [-200.0, 300.0]}
+    servers |= {"spacing": [1.0, 1.0, 3.0]}
+    told = {"flags": pack_flags(args), "class_names": names}
+    task = ConfigRecord(told | {"prepared": json.dumps({"volumes": servers})})
     with pytest.raises(UserError, match=words):
         own_site(Context(0, 1, config, RecordDict(), {}), task)
+
+
+def test_a_sites_error_stays_in_its_own_log(tmp_path):
+    """Of whoever fails the server learns the kind alone: the words name files and images."""
+    args = args_parser([*TINY, "--volumes", "unread", "--relation_min_samples", "5"])
+    task = ConfigRecord({"flags": pack_flags(args), "class_names": ["background", "tumour"]})
+    config = {"partition-id": 0, "labeled": True, "memory": str(tmp_path / "memory")}
+    config |= {"volumes": str(tmp_path / "Doe_Jane")}
+    asked = Message(RecordDict({"task": task}), 0, MessageType.QUERY)
+    with pytest.raises(RuntimeError) as failed:
+        client_app(asked, Context(0, 1, config, RecordDict(), {}))
+    assert str(failed.value) == "UserError: the site's own log has more"
+    assert "Doe_Jane" in str(failed.value.__cause__)

@@ -51,6 +51,24 @@ def test_foreground_patches_hold_a_structure_and_others_may_not(volumes):
         assert all(found) == always
 
 
+def test_a_structures_voxel_is_the_one_that_its_number_says(volumes):
+    """The voxels of the drawn structure, counted in C order, for real labels and for others."""
+    arrays, table = volumes
+    dataset = VolumeDataset(arrays, table, (2, 2, 2), 1.0)
+    pseudo = np.random.default_rng(0).integers(-1, 3, table.shapes[1]).astype(np.int16)
+    draws = np.random.default_rng(1)
+    for index, label in [(0, dataset.labels[0]), (1, dataset.labels[1]), (1, pseudo), (1, -pseudo)]:
+        for _ in range(20):
+            uniform = draws.random(6).tolist()
+            structures = np.unique(label[label > 0])
+            voxels = np.argwhere(label == structures[int(uniform[4] * len(structures))])
+            middle = voxels[int(uniform[5] * len(voxels))]
+            expected = [
+                min(max(at - 1, 0), side - 2) for at, side in zip(middle, label.shape, strict=True)
+            ]
+            assert dataset._corner(index, label, [*uniform[:3], 0.0, *uniform[4:]]) == expected
+
+
 def test_without_labels_no_label_is_looked_at(volumes):
     arrays, table = volumes
     dataset = VolumeDataset(arrays, table, (8, 8, 8), 1.0)

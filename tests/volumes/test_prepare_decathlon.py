@@ -198,6 +198,7 @@ def test_a_damaged_volume_is_refused_by_name_and_nothing_is_half_written(task, t
         ({"labels": {"1": "front", "2": "back"}}, "labels must name 0, the background"),
         ({"labels": {"background": 0, "whole": [1, 2]}}, "regions of nnU-Net are not supported"),
         ({"labels": {"0": "background", "1": "a,b"}}, "labels must name 0"),
+        ({"labels": {"background": 0, "front": 1, "Ignore": 2}}, "label ignore, of voxels that"),
         ({"labels": []}, "labels is"),
     ],
 )
@@ -332,3 +333,65 @@ def test_a_second_run_converts_only_what_has_changed(task, tmp_path):
     assert sorted(changed) == ["case_00.npy", "case_01.npy"]
     with pytest.raises(UserError, match="choose another --out"):
         prepare_decathlon(task, tmp_path / "out", modality="ct")
+
+
+def test_a_name_that_a_run_would_refuse_is_refused_before_the_work(task, tmp_path):
+    for folder in ("imagesTr", "labelsTr"):
+        (task / folder / "case_00.nii.gz").rename(task / folder / "case 00.nii.gz")
+    content = json.loads((task / "dataset.json").read_text())
+    content["training"][0] = {
+        "image": "./imagesTr/case 00.nii.gz",
+        "label": "./labelsTr/case 00.nii.gz",
+    }
+    (task / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="'case 00' is to be a VolumeID; rename the files"):
+        prepare_decathlon(task, tmp_path / "out")
+
+
+def test_large_letters_in_an_ending_are_no_fault(tmp_path):
+    path = write_nifti(tmp_path / "a.nii.gz", np.zeros((60, 60, 60), np.int16))
+    loud = path.rename(tmp_path / "A.NII.GZ")
+    assert dataloaders.nifti.read_nifti(loud).shape == (60, 60, 60)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_labels_lie_where_their_image_lies_after_resampling(factor):
+    """A ball around a point: its middle in millimetres stays, and so does its extent."""
+    side, radius = 48, 12
+    at = np.indices((side, side, side)) + 0.5 - np.array([24, 23, 25]).reshape(3, 1, 1, 1)
+    ball = ((at**2).sum(axis=0) < radius**2).astype(np.float32)
+    small = dataloaders.nifti.resample_classes(ball, (side // factor,) * 3)
+    middle = (np.argwhere(small).mean(axis=0) + 0.5) * factor
+    np.testing.assert_allclose(middle, [24, 23, 25], atol=0.25)
+    assert small.sum() * factor**3 == pytest.approx(ball.sum(), rel=0.05)
+    shares = dataloaders.nifti.resample(ball[None], (side // factor,) * 3)[0]
+    np.testing.assert_array_equal(small, shares >= 0.5)
+
+
+def test_structures_that_resampling_loses_are_said_or_refused(task, tmp_path, capsys):
+    label = np.zeros((6, 7, 8), np.uint8)
+    label[1:5, 2:5, 2:6], label[0, 0, 0] = 1, 2
+    write_nifti(task / "labelsTr" / "case_01.nii.gz", label)
+    prepared(task, tmp_path / "out", spacing=(2.0, 2.0, 2.0))
+    said = capsys.readouterr().out
+    assert (
+        "warning: 1 structures are smaller than a voxel of 2x2x2 mm and are lost (back of " in said
+    )
+    label[1:5, 2:5, 2:6] = 0
+    write_nifti(task / "labelsTr" / "case_01.nii.gz", label)
+    with pytest.raises(UserError, match="case_01: its label is all background on voxels of 2x2x2"):
+        prepare_decathlon(task, tmp_path / "out", spacing=(2.0, 2.0, 2.0))
+
+
+def test_a_grid_larger_than_the_memory_is_refused_before_it_is_made(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(dataloaders.nifti, "available_memory", lambda: 1e6)
+    with pytest.raises(UserError, match="needs 8.1 GB of memory, 0.0 GB are free"):
+        prepare_decathlon(task, tmp_path / "out", spacing=(0.01, 0.01, 0.01))
+
+
+def test_axes_that_are_not_at_right_angles_are_refused(tmp_path):
+    tilted = np.array([[1, 0, 0, 0], [0, 1, 1.4, 0], [0, 0, 3, 0], [0, 0, 0, 1.0]])
+    path = write_nifti(tmp_path / "tilted.nii.gz", noise(*SHAPE), tilted)
+    for read in (dataloaders.nifti.read_nifti, dataloaders.nifti.header_spacing):
+        with pytest.raises(ValueError, match="not at right angles"):
+            read(path)

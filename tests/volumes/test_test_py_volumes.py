@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from dataloaders.nifti import read_nifti
+import dataloaders.nifti
+import predict.segmenter
+from dataloaders.nifti import read_nifti, write_labels
 from dataloaders.prepare.decathlon import prepare_decathlon
 from networks.kinds import build_network
 from networks.saved import model_content
@@ -18,7 +20,10 @@ from tests.helpers.volumes import CLASSES, write_decathlon, write_nifti
 from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
 
-OBLIQUE = np.array([[-0.9, 0.2, 0, 12], [0.1, 0, 1.8, -7], [0, 0.95, 0.3, 30], [0, 0, 0, 1.0]])
+_C, _S = np.cos(0.3), np.sin(0.3)
+OBLIQUE = np.array(
+    [[-0.9 * _C, 0.95 * _S, 0, 12], [0, 0, 1.8, -7], [0.9 * _S, 0.95 * _C, 0, 30], [0, 0, 0, 1.0]]
+)
 ARCHITECTURE = {
     "network": "unet3d",
     "in_channels": 1,
@@ -36,13 +41,14 @@ PREPARED = {
 }
 
 
-def save_segmenter(path, **changes):
+def save_segmenter(path, network=None, **changes):
     """A checkpoint of random weights, whose volumes were made as `PREPARED` says."""
     torch.manual_seed(0)
-    net = build_network(ARCHITECTURE, CLASSES)
+    described = ARCHITECTURE | (network or {})
+    net = build_network(described, CLASSES)
     torch.nn.init.normal_(net.head.weight)
     preprocessing = {"volumes": PREPARED | changes}
-    content = model_content(net.state_dict(), CLASSES, ARCHITECTURE, preprocessing, "demo-3d", 3)
+    content = model_content(net.state_dict(), CLASSES, described, preprocessing, "demo-3d", 3)
     save_checkpoint(path, content)
     return path
 
@@ -143,6 +149,68 @@ def test_one_head_stored_in_two_orders_is_segmented_alike(model, tmp_path):
     back = nibabel.as_closest_canonical(theirs)
     np.testing.assert_array_equal(np.asanyarray(back.dataobj), np.asanyarray(ours.dataobj))
     np.testing.assert_allclose(back.affine, ours.affine)
+
+
+def test_a_prediction_has_the_forms_and_the_unit_of_its_source(model, tmp_path):
+    """Viewers take the one or the other: both lie where the source's lie, under the same codes."""
+    import nibabel
+
+    source = nibabel.Nifti1Image(image(11, 9, 13), np.eye(4))
+    source.set_qform(np.diag([-1, -1, 1, 1.0]) + np.array([[0] * 3 + [50]] * 3 + [[0] * 4]), 1)
+    source.set_sform(np.eye(4), 4)
+    source.header.set_xyzt_units("meter")
+    source.header["pixdim"][1:4] = 1
+    (tmp_path / "in").mkdir()
+    nibabel.save(source, tmp_path / "in" / "a.nii.gz")
+    volume = read_nifti(tmp_path / "in" / "a.nii.gz")
+    assert volume.spacing == (1000, 1000, 1000)
+    write_labels(tmp_path / "b.nii.gz", np.ones((11, 9, 13), np.uint8), volume)
+    ours = nibabel.load(tmp_path / "b.nii.gz").header
+    for read in ("get_qform", "get_sform"):
+        (form, code), (theirs, kept) = (
+            getattr(header, read)(coded=True) for header in (ours, source.header)
+        )
+        assert code == kept
+        np.testing.assert_allclose(form, theirs, atol=1e-5)
+    assert ours.get_xyzt_units()[0] == "meter"
+
+
+def test_channels_in_files_of_their_own_are_one_volume(tmp_path):
+    model = load_segmenter(
+        save_segmenter(tmp_path / "epoch_3.pth", {"in_channels": 2}, channels=2), "cpu"
+    )
+    for name in ("a_0000", "a_0001", "b_0000"):
+        write_nifti(tmp_path / "in" / f"{name}.nii.gz", image(9, 9, 9))
+    said = predict_volumes(model, [tmp_path / "in"], tmp_path / "out")
+    assert said[0].startswith("1 volumes in") and (tmp_path / "out" / "a.nii.gz").exists()
+    with open(tmp_path / "out" / "predictions.csv") as file:
+        notes = {row["VolumeID"]: row["note"] for row in csv.DictReader(file)}
+    assert notes == {"a": "", "b": "has 1 channel(s), the network was trained on 2"}
+
+
+def test_a_volume_too_large_for_the_memory_stops_no_other(model, tmp_path, monkeypatch):
+    for name in "abc":
+        write_nifti(tmp_path / "in" / f"{name}.nii.gz", image(9, 9, 9))
+    write_nifti(tmp_path / "in" / "d.nii.gz", image(9, 9, 9), np.diag([90, 90, 90, 1.0]))
+    honest = predict.segmenter.class_probabilities
+
+    def full(net, seen, patch_size, name):
+        if name.endswith("b.nii.gz"):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if name.endswith("c.nii.gz"):
+            raise UserError("stops here")
+        return honest(net, seen, patch_size, name)
+
+    monkeypatch.setattr(predict.segmenter, "class_probabilities", full)
+    with pytest.raises(UserError, match="stops here"):
+        predict_volumes(model, [tmp_path / "in"], tmp_path / "out")
+    lines = (tmp_path / "out" / "predictions.csv").read_text().splitlines()
+    assert len(lines) == 3 and lines[2].endswith(",the memory is full")
+    (tmp_path / "in" / "c.nii.gz").unlink()
+    monkeypatch.setattr(dataloaders.nifti, "available_memory", lambda: 4e9)
+    predict_volumes(model, [tmp_path / "in"], tmp_path / "out")
+    lines = (tmp_path / "out" / "predictions.csv").read_text().splitlines()
+    assert "needs 38.3 GB of memory, 4.0 GB are free" in lines[3]
 
 
 def test_what_cannot_be_read_is_named_beside_what_can(run, tmp_path):

@@ -7,8 +7,11 @@ from networks.devices import place_network
 from networks.kinds import build_network, check_architecture
 from networks.saved import load_model, load_weights, model_content
 from networks.unet3d import UNet3d
+from options import args_parser
+from tasks.segmentation import Segmentation
 from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
+from utils.packages import import_3d
 
 ARCHITECTURE = {
     "network": "unet3d",
@@ -95,3 +98,18 @@ def test_weights_of_another_network_are_refused(net, tmp_path):
     save_checkpoint(tmp_path / "epoch_3.pth", content)
     with pytest.raises(UserError, match="no weights of this 3D U-Net in it"):
         load_model(tmp_path / "epoch_3.pth")
+
+
+def test_the_supervised_loss_is_half_of_cross_entropy_and_dice():
+    """MONAI's sum of both, with and without smoothed labels."""
+    draws = torch.Generator().manual_seed(0)
+    outputs = torch.randn(2, 3, 5, 6, 4, generator=draws)
+    labels = torch.randint(3, (2, 5, 6, 4), generator=draws)
+    losses = import_3d("monai.losses")
+    for smoothing in (0.0, 0.3):
+        args = args_parser(["--preset", "demo-3d", "--label_smoothing", str(smoothing)])
+        both = losses.DiceCELoss(
+            to_onehot_y=True, softmax=True, include_background=False, label_smoothing=smoothing
+        )
+        ours = Segmentation().supervised_loss(outputs, labels, args)
+        torch.testing.assert_close(ours, 0.5 * both(outputs, labels[:, None]))

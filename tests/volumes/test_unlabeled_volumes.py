@@ -9,8 +9,10 @@ from dataloaders.federated_volumes import deal_volumes, read_sets
 from dataloaders.prepare.decathlon import prepare_decathlon
 from dataloaders.volumes import open_volumes, read_volumes, write_volumes
 from options import args_parser
+from predict.segmenter import load_segmenter, open_held_out
 from tests.helpers.volumes import write_decathlon, write_nifti, write_prepared
 from tests.volumes.conftest import TINY, train
+from tests.volumes.test_test_py_volumes import save_segmenter
 from utils.errors import UserError
 
 SHAPE = (6, 7, 8)
@@ -157,6 +159,13 @@ def test_a_test_list_with_one_of_them_is_refused_by_name(tmp_path):
     table = str(folder / "volumes.csv")
     with pytest.raises(UserError, match="line 5: volume v3 has no label and stands in"):
         read_sets(flags(folder, "--csv_file_train", table, "--csv_file_test", table))
+
+
+def test_a_list_to_be_tested_with_one_of_them_is_refused_by_name(tmp_path):
+    folder = without_labels(tmp_path / "volumes", [2])
+    model = load_segmenter(save_segmenter(tmp_path / "epoch_3.pth"), "cpu")
+    with pytest.raises(UserError, match="volume v2 has no label and stands in the list to be tes"):
+        open_held_out(model, folder, folder / "volumes.csv")
 
 
 def test_a_run_learns_from_them(tmp_path):

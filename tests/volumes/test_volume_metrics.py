@@ -92,11 +92,32 @@ def test_scores_come_back_from_their_file_bit_for_bit(tmp_path):
 
 def test_intervals_draw_patients_with_all_their_volumes():
     values = np.array([[0.0], [0.0], [1.0], [1.0]])
-    low, high = bootstrap_means(values, ["P1", "P1", "P2", "P2"])
+    low, high = bootstrap_means(values, ["P1", "P1", "P2", "P2"], 1.0)
     assert (low[0], high[0]) == (0.0, 1.0)  # a draw of P1 alone, and of P2 alone
     narrow_low, narrow_high = bootstrap_means(np.tile(values, (50, 1)), None)
     assert 0.4 < narrow_low[0] < 0.5 < narrow_high[0] < 0.6
     assert np.isnan(bootstrap_means(values, ["P1"] * 4)).all()
+
+
+def test_intervals_of_few_volumes_are_as_uncertain_as_these(tmp_path):
+    """A structure that one volume alone has gets none, and neither does the mean over structures;
+    of three volumes' means 95% are to hold the truth, of which plain percentiles hold 75%."""
+    values = np.array([[0.5, np.nan], [0.6, np.nan], [0.7, 0.2]])
+    low, high = bootstrap_means(values, None, 1.0)
+    assert low[0] < 0.5 and high[0] > 0.7 and np.isnan([*low[1:], *high[1:]]).all()
+    draws = np.random.default_rng(0)
+    held = 0
+    for seed in range(100):
+        low, high = bootstrap_means(draws.beta(8, 2, (3, 1)), None, 1.0, 300, seed)
+        held += low[0] <= 0.8 <= high[0]
+    assert held >= 85
+
+
+def test_a_draw_without_a_structure_counts_in_no_mean_over_structures():
+    values = np.full((12, 2), np.nan)
+    values[:, 0], values[:3, 1] = 0.9, (0.10, 0.11, 0.12)
+    low, high = bootstrap_means(values, None, 1.0)
+    assert high[-1] < 0.6  # (0.9 + 0.11) / 2, and never 0.9 alone
 
 
 def test_a_structure_without_a_number_counts_in_no_mean():

@@ -95,6 +95,10 @@ def test_dry_run_says_who_holds_what_and_writes_nothing(prepared, tmp_path):
     assert "sets: contiguous blocks of patients, 8, 2, 2" in ended.said
     assert "patients in more than one set: 0 of 6" in ended.said
     assert not folder.exists()
+    listed = prepared / "volumes.csv"
+    lists = ["--csv_file_train", listed, "--csv_file_test", listed]
+    ended = train(*TINY, "--volumes", prepared, *lists, "--dry_run")
+    assert "warning: 6 of 6 test patients were in training; 12 of 12" in ended.said, ended.error
     damaged = prepared.parent / "arrays gone"
     damaged.mkdir()
     for name in ("volumes.csv", "manifest.json"):
@@ -139,6 +143,12 @@ def test_volumes_of_other_channels_or_too_few_are_refused_by_flag(prepared, tmp_
     assert "is no multiple of 2" in refused(train(*flags, "--patch_size", 8, 8, 7))
     assert "--num_users 9: there are" in refused(train(*flags, "--num_users", 9))
     assert "--csv_file_test is missing" in refused(train(*flags, "--engine", "sites"))
+    assert "one voxel is left at the lowest" in refused(train(*flags, "--patch_size", 2, 2, 2))
+    assert "client 0 has 2 volumes; give no more" in refused(train(*flags, "--labeled_volumes", 3))
+    listed = prepared / "volumes.csv"
+    for given, missing in (("train", "test"), ("val", "train"), ("test", "train")):
+        error = refused(train(*flags, f"--csv_file_{given}", listed))
+        assert f"--csv_file_{missing} is missing: --csv_file_{given} alone" in error
     assert not (tmp_path / "run").exists()
 
 

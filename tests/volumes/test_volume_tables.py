@@ -120,6 +120,15 @@ def test_rows_tested_on_other_volumes_are_not_compared(groups, tmp_path):
         write_volume_item(ITEMS["hippocampus"], groups, "hippocampus", tmp_path / "results" / "h")
 
 
+def test_a_volume_of_which_one_row_has_no_number_is_left_out_of_a_pair(groups, tmp_path):
+    folder = tmp_path / "fedirm-2-8-seed1"
+    shutil.rmtree(folder)
+    scored(folder, np.vstack([np.full((9, 2), 0.8), np.full((1, 2), np.nan)]))
+    write_volume_item(ITEMS["hippocampus"], groups, "hippocampus", tmp_path / "results" / "h")
+    pairs = pd.read_csv(tmp_path / "results" / "h_pairs.csv")
+    assert pairs[pairs["seed"] == "1"]["volumes"].tolist() == [9] * 3
+
+
 def test_a_structure_without_a_number_counts_in_no_volumes_mean():
     values = {"dice": np.array([[0.5, np.nan], [np.nan, np.nan], [0.2, 0.4]])}
     scores = VolumeScores(["a", "b", "c"], ("front", "back"), values, None, None)

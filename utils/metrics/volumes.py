@@ -8,16 +8,19 @@ counts in no mean; absent from one of them, Dice and Jaccard are 0, and the dist
 nothing to measure, are the volume's diagonal, the worst there is.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy import stats
 
 from utils.metrics.intervals import draw_weights
 from utils.packages import import_3d
 
+LARGEST = {"dice": 1.0, "jaccard": 1.0}  # of distances there is none
 VOLUME_METRICS = {
     "dice": "Dice",
     "jaccard": "Jaccard",
@@ -113,18 +116,27 @@ def mean_of_means(values: np.ndarray) -> float:
 
 
 def bootstrap_means(
-    values: np.ndarray, groups: Sequence[str] | None, draws: int = DRAWS, seed: int = 0
+    values: np.ndarray,
+    groups: Sequence[str] | None,
+    largest: float = math.inf,
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """95% intervals, each (S + 1,), of each structure's mean and of the mean over structures.
 
     Percentiles of `draws` bootstrap means, in which patients (`groups`, one per volume; None: every
-    volume by itself) are drawn with all their volumes. NaN where there are fewer than two of them.
+    volume by itself) are drawn with all their volumes. Few patients make the spread of the draws
+    too small and uncertain: with k patients who have a number, both distances from the mean are
+    t / z times the root of k / (k - 1) as long (t with k - 1 degrees of freedom, z the normal
+    distribution's); none is below 0 or above `largest`. A draw without a structure that the data
+    have is left out of the mean over structures. NaN where k < 2 (for that mean: of any
+    structure).
     """
     count, structures = values.shape
-    if len(set(groups) if groups is not None else range(count)) < 2:
-        return np.full((2, structures + 1), np.nan)
     known = ~np.isnan(values)
     filled = np.where(known, values, 0)
+    patients = np.arange(count) if groups is None else np.unique(groups, return_inverse=True)[1]
+    people = np.array([len(np.unique(patients[column])) for column in known.T], dtype=np.int64)
     samples = []
     for weights in draw_weights(count, None if groups is None else np.array(groups), draws, seed):
         weighed = weights @ known
@@ -133,11 +145,17 @@ def bootstrap_means(
         )
         samples.append(means)
     drawn = np.concatenate(samples)
-    whole = ~np.isnan(drawn)
-    count = whole.sum(axis=1, keepdims=True)
-    macro = np.where(whole, drawn, 0).sum(axis=1, keepdims=True) / np.maximum(count, 1)
-    drawn = np.concatenate([drawn, np.where(count > 0, macro, np.nan)], axis=1)
-    has_values = (~np.isnan(drawn)).any(axis=0)
+    there = people > 0
+    macro = drawn[:, there].mean(axis=1, keepdims=True) if there.any() else drawn[:, :1]
+    drawn = np.concatenate([drawn, macro], axis=1)
+    people = np.append(people, people[there].min(initial=count))
+    means = np.append(column_means(values), mean_of_means(values))
+    usable = (people >= 2) & (~np.isnan(drawn)).any(axis=0)
     low, high = np.full((2, structures + 1), np.nan)
-    low[has_values], high[has_values] = np.nanpercentile(drawn[:, has_values], [2.5, 97.5], axis=0)
-    return low, high
+    if not usable.any():
+        return low, high
+    ends = np.nanpercentile(drawn[:, usable], [2.5, 97.5], axis=0)
+    few, means = people[usable], means[usable]
+    widening = stats.t.ppf(0.975, few - 1) / stats.norm.ppf(0.975) * np.sqrt(few / (few - 1))
+    low[usable], high[usable] = means + widening * (ends - means)
+    return np.maximum(low, 0), np.minimum(high, largest)

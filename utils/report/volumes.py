@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from utils.errors import UserError
 from utils.files import atomic_write, write_text
 from utils.json_files import read_json
 from utils.metrics.evaluation import Table, interval, number, print_tables, write_tables
-from utils.metrics.volumes import VOLUME_METRICS, VolumeScores, bootstrap_means
+from utils.metrics.volumes import LARGEST, VOLUME_METRICS, VolumeScores, bootstrap_means
 from utils.plots.runs import rebuild_figures
 from utils.plots.volumes import VolumePicture, draw_scores, draw_slices
 from utils.report.blocks import (
@@ -96,7 +97,7 @@ def score_tables(scores: VolumeScores) -> dict[str, Table]:
     header = ["structure"]
     for metric, title in VOLUME_METRICS.items():
         values = scores.values[metric]
-        low, high = bootstrap_means(values, scores.groups)
+        low, high = bootstrap_means(values, scores.groups, LARGEST.get(metric, math.inf))
         means = [*scores.of_class(metric), scores.macro(metric)]
         header += [title, "95% interval"]
         for row, mean, lowest, highest in zip(rows, means, low, high, strict=True):
@@ -186,7 +187,7 @@ def rebuild_volume_report(folder: Path) -> None:
 def _write_pages(
     folder: Path, scores: VolumeScores, tables: Mapping[str, Table], facts: Mapping[str, str]
 ) -> None:
-    low, high = bootstrap_means(scores.values["dice"], scores.groups)
+    low, high = bootstrap_means(scores.values["dice"], scores.groups, LARGEST["dice"])
     names = markdown_text(", ".join(scores.class_names))
     blocks = [
         Text(
