@@ -9,6 +9,7 @@ import torch
 
 from dataloaders.dataset import Batch, batch_bounds
 from dataloaders.volumes import VolumeTable, fingerprint
+from utils.tensors import sent
 
 LARGEST_NOISE = 2.0  # deviations: SOURCES, the conventions of semi-supervised 3D
 
@@ -129,7 +130,7 @@ class VolumeDataset:
                 cut_patch(self.arrays[index][:-1], corner, self.patch_size)
                 for index, corner in zip(chosen.tolist(), corners, strict=True)
             ]
-            yield torch.from_numpy(np.stack(patches).astype(np.float32)).to(device)
+            yield sent(torch.from_numpy(np.stack(patches).astype(np.float32)), device)
 
     def _patches(
         self,
@@ -151,10 +152,10 @@ class VolumeDataset:
             if label is not None:
                 patch = cut_patch(label[None], corner, self.patch_size)[0]
                 classes.append(np.flip(patch, flips))
-        batch = torch.from_numpy(np.stack(images).astype(np.float32)).to(device)
+        batch = sent(torch.from_numpy(np.stack(images).astype(np.float32)), device)
         if labels is None:
             return batch, None
-        return batch, torch.from_numpy(np.stack(classes).astype(np.int64)).to(device)
+        return batch, sent(torch.from_numpy(np.stack(classes).astype(np.int64)), device)
 
     def _slabs(self, index: int, label: np.ndarray) -> dict[float, np.ndarray]:
         """Structure -> how many of its voxels lie in the slabs of `label` (X, Y, Z) up to each x,
@@ -227,9 +228,10 @@ def change_intensity(
     Gain and offset are drawn from `generator`, on the CPU; so is the seed of the noise, which is
     drawn where the patches are.
     """
-    gain, offset = deviation * torch.randn(2, len(patches), 1, 1, 1, 1, generator=generator)
+    drawn = deviation * torch.randn(2, len(patches), 1, 1, 1, 1, generator=generator)
+    gain, offset = sent(drawn, patches.device)
     seed = int(torch.randint(2**62, (), generator=generator))
     noise_generator = torch.Generator(patches.device).manual_seed(seed)
     noise = torch.randn(patches.shape, generator=noise_generator, device=patches.device)
     noise = noise.clamp_(-LARGEST_NOISE, LARGEST_NOISE).mul_(deviation)
-    return patches * (1 + gain.to(patches.device)) + offset.to(patches.device) + noise
+    return patches * (1 + gain) + offset + noise

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from local_update import ClientUpdate, LocalUpdate, StepLog, take_step
 from networks.models import Network
-from utils.tensors import net_device
+from utils.tensors import net_device, sent
 
 
 def strong_view(
@@ -27,7 +27,7 @@ def strong_view(
     are uniform, from `generator` (on the CPU).
     """
     count, side = len(images), images.shape[-1]
-    drawn = torch.rand(count, 5, generator=generator).to(images.device)
+    drawn = sent(torch.rand(count, 5, generator=generator), images.device)
     contrast = 1 + jitter * (2 * drawn[:, 0, None, None, None] - 1)
     brightness = jitter * (2 * drawn[:, 1, None, None, None] - 1)
     mean = images.mean(dim=(1, 2, 3), keepdim=True)

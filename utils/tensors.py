@@ -45,6 +45,15 @@ def set_tensors(targets: Mapping[str, torch.Tensor], values: Mapping[str, torch.
         torch._foreach_copy_([targets[name] for name in names], near)
 
 
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on `device`; where that is a GPU nobody waits for what it still does."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    pinned.copy_(tensor)
+    return pinned.to(device, non_blocking=True)
+
+
 def copy_tensors(value, device: torch.device | None = None):
     """A deep copy of nested dicts and lists of tensors and plain types, tensors on `device`."""
     return _with_copies(value, device, lambda tensor: True)

@@ -9,10 +9,12 @@ from types import FunctionType, ModuleType
 import pytest
 import torch
 
+from dataloaders.patches import PatchAugmentation, VolumeDataset
 from networks.saved import model_content
 from tests.helpers.small_clients import assert_identical
+from tests.helpers.volumes import prepared_table, write_prepared
 from tests.paper_gpu.gpus import paper_gpus
-from tests.paper_gpu.rounds import CPU, train_rounds
+from tests.paper_gpu.rounds import CPU, to_cpu, train_rounds
 from tests.paper_gpu.tensors import DeviceError
 from utils.tensors import copy_tensors, to_host
 
@@ -60,9 +62,36 @@ def test_rounds_have_the_processors_bits_and_no_step_waits(places, on_the_proces
 @pytest.mark.parametrize("method", ["fixmatch", "rscfed", "cbafed"])
 def test_rounds_of_a_later_method_have_the_processors_bits(method):
     on_the_processor = train_rounds([CPU], "ram", "host", method=method)
-    with paper_gpus(2):
-        found = train_rounds(GPUS, "device", "device", method=method)
+    waits = {}
+    for images in (8, 16):
+        with paper_gpus(2) as bench:
+            found = train_rounds(GPUS, "device", "device", images, method)
+            waits[images] = bench.waits
     assert_identical(found, on_the_processor)
+    more = waits[16] - waits[8]
+    assert not more, f"a step waits for the GPU: {dict(more)}"
+
+
+def test_patches_of_volumes_are_sent_without_a_wait(tmp_path):
+    arrays, table = prepared_table(write_prepared(tmp_path / "volumes", 8))
+    dataset = VolumeDataset(arrays, table, (8, 8, 8), 0.5)
+    batches, waits = {}, {}
+    for device, count in ((CPU, 8), (GPUS[0], 4), (GPUS[0], 8)):
+        with paper_gpus(1) as bench:
+            drawn = dataset.training_batches(
+                torch.arange(count),
+                dataset.labels,
+                2,
+                2,
+                PatchAugmentation(0.0, (0, 1)),
+                torch.Generator().manual_seed(0),
+                device,
+            )
+            batches[device] = [to_cpu([*batch.views, batch.labels]) for batch in drawn]
+            waits[count] = bench.waits
+    assert_identical(batches[GPUS[0]], batches[CPU])
+    copied_back = {"copy to the host": 2 * 3}
+    assert waits[8] - waits[4] == Counter(copied_back), "a batch waits for the GPU"
 
 
 # name -> (module, what stands there, what is planted instead, where it shows)
