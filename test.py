@@ -36,6 +36,7 @@ from dataloaders.overlap import (
     warning_line,
 )
 from dataloaders.table import ImageTable, read_table
+from networks.devices import full_memory
 from networks.saved import find_checkpoint
 from options import DEFAULT_CACHE
 from predict.card import (
@@ -76,6 +77,18 @@ SOURCE_FILE = "source.json"  # in a folder of results: whose they are
 def main() -> None:
     """Predict, and write everything about the predictions."""
     args = parse()
+    try:
+        predict_as_asked(args)
+    except Exception as error:
+        if (where := full_memory(error)) is None:
+            raise
+        raise UserError(
+            f"{where} is full: lower --batch_size (now {args.batch_size}), or use --gpu cpu"
+        ) from error
+
+
+def predict_as_asked(args: argparse.Namespace) -> None:
+    """What the flags say, with whichever network the checkpoint holds."""
     args.resume = find_checkpoint(args.resume)
     device = "auto" if args.gpu == DEFAULT_GPU else args.gpu
     segmenter = load_segmenter(args.resume, device, args.precision, print, args.class_names)

@@ -26,7 +26,7 @@ from local_update import LocalUpdate
 from networks.models import Network
 from options import args_parser
 from utils.errors import UserError, run_command
-from utils.table_files import to_markdown
+from utils.table_files import NOT_AVAILABLE, to_markdown
 from utils.tensors import net_device
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -158,8 +158,8 @@ def _moments(command: list[str]) -> dict[str, list[float]]:
             for words, found in moments.items():
                 if words in line:
                     found.append(time.perf_counter() - started)
-            if "compiled" in line:
-                print(line.strip(), end="\n\n")
+            if "Loss Avg" in line or "compiled" in line or "recorded" in line:  # for who is stopped
+                print(f"{time.perf_counter() - started:.1f} s: {line.strip()}", flush=True)
     if process.returncode:
         raise RuntimeError(f"train_main.py ended with {process.returncode}")
     return moments
@@ -181,7 +181,9 @@ def precision(options: Namespace) -> None:
                 with (run_dir / "metrics.csv").open(newline="") as file:
                     values = [row["test_auroc"] for row in csv.DictReader(file)]
                 found.append(float([value for value in values if value][-1]))
-        rows.append([name, f"{mean(found):.4f}", f"{stdev(found):.4f}", ", ".join(map(str, found))])
+                print(f"{name}, seed {seed}: test AUROC {found[-1]:.4f}", flush=True)
+        deviation = f"{stdev(found):.4f}" if len(found) > 1 else NOT_AVAILABLE
+        rows.append([name, f"{mean(found):.4f}", deviation, ", ".join(map(str, found))])
     print(to_markdown(["precision", "mean AUROC", "standard deviation", "by seed"], rows))
 
 

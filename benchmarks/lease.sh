@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# What a GPU alone can show, in under nine minutes: bash benchmarks/lease.sh OUT [PART ...]
+# What a GPU alone can show, in under eight minutes: bash benchmarks/lease.sh OUT [PART ...]
 #
 # Each part has a limit of its own and leaves OUT/PART.txt as it goes; a part that fails or runs out
-# of time does not stop the others. Parts: tests round paper demo round_plain
-# round_compiled precision.
+# of time does not stop the others. Parts: tests round paper demo; and, where they are named,
+# round_plain round_compiled precision. WHEELS=DIR has the packages that the machine lacks.
 set -u
-out=$1
+out=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
 python=${PYTHON:-python3}
-mkdir -p "$out"
 cd "$(dirname "$0")/.."
 export PYTHONUNBUFFERED=1
+. benchmarks/lease_packages.sh
 
 part() { # name, seconds, command
     name=$1 limit=$2
@@ -21,9 +21,9 @@ part() { # name, seconds, command
 }
 
 wanted() {
-    [ ${#parts[@]} -eq 0 ] || [[ " ${parts[*]} " == *" $1 "* ]]
+    [[ " ${parts[*]} " == *" $1 "* ]]
 }
-parts=("$@")
+parts=("${@:-tests round paper demo}")
 
 {
     git describe --always --dirty=+ 2>/dev/null || echo "no repository here"
@@ -40,5 +40,8 @@ wanted demo && part demo 90 $python train_main.py --preset demo --gpu 0 --progre
 wanted round_plain && part round_plain 100 "${round[@]}" --repeats 3 --compile off
 wanted round_compiled && part round_compiled 300 "${round[@]}" --repeats 3 --compile on --unchecked
 wanted precision && part precision 300 $python -m benchmarks.gpu precision --repeats 1
-rm -rf "$out/demo/checkpoints" "$out/demo/tb"
+if [ -d "$out/demo" ]; then
+    rm -rf "$out/demo/checkpoints" "$out/demo/tb"
+    tar -czf "$out/demo.tar.gz" -C "$out" demo && rm -rf "$out/demo"
+fi
 cat "$out/summary.txt"

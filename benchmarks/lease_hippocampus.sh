@@ -5,7 +5,8 @@
 # OUT/hippocampus.tar.gz holds log, numbers and report of every run, anew after each that ends, and
 # what the others had written when SECONDS were over; OUT/hippocampus.txt says which ended when.
 # Runs of one seed are begun together, so that a table cut short is whole for the first seeds.
-# DEVICE=cpu tries it without a GPU; FLAGS go to every run.
+# DEVICE=cpu tries it without a GPU; FLAGS go to every run; WHEELS=DIR has packages that the machine
+# lacks.
 set -u
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 volumes=$(cd "$2" && pwd)
@@ -13,6 +14,7 @@ limit=${3:-260} at_a_time=${4:-8}
 python=${PYTHON:-python3} device=${DEVICE:-0}
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
+. benchmarks/lease_packages.sh monai nibabel
 runs=$(mktemp -d)
 ended=$((SECONDS + limit))
 

@@ -19,7 +19,7 @@ from dataloaders.table import ImageTable
 from dataloaders.windows import TRIPLE
 from utils.workers import available_cores, cancelling_pool
 
-DEVICE_SHARE = 0.4  # of a GPU's free memory that "auto" gives to images
+DEVICE_SHARE = 0.4  # of a GPU's free memory, less what a step needs, that "auto" gives to images
 
 
 class Batch(NamedTuple):
@@ -67,6 +67,7 @@ class ImageDataset:
         self.fingerprint = fingerprint
         self.cache = cache
         self.scan_window = scan_window
+        self.reserved = 0  # bytes of a GPU that "auto" leaves to others
         self._on_device: dict[torch.device, torch.Tensor] = {}
 
     def __len__(self) -> int:
@@ -127,7 +128,7 @@ class ImageDataset:
             return self.pixels
         if device not in self._on_device:
             free, _ = torch.cuda.mem_get_info(device)
-            fits = self.pixels.nbytes < DEVICE_SHARE * free
+            fits = self.pixels.nbytes < DEVICE_SHARE * (free - self.reserved)
             placed = self.pixels.to(device) if fits or self.cache == "device" else self.pixels
             self._on_device[device] = placed
         return self._on_device[device]

@@ -13,6 +13,7 @@ from utils.errors import UserError
 DEFAULT_GPU = "0,1"
 # How PyTorch, the driver, cuDNN and cuBLAS word that memory ran out, on either side.
 HOST_FULL = re.compile(r"DefaultCPUAllocator|HOST_ALLOCATION_FAILED|[Pp]inned|cudaHostAlloc")
+MAIN_MEMORY = "main memory"
 GPU_FULL = re.compile(r"out of memory|_ALLOC_FAILED|ALLOCATION_FAILED")
 # Of a training pass of DenseNet121 in bf16, per pixel and image: 3.2 GB for 48 of 224 pixels.
 ACTIVATION_BYTES = 3.2e9 / (48 * 224**2)
@@ -137,22 +138,27 @@ def memory_shortage(error: Exception, args: Namespace) -> str | None:
 
     Nothing is changed behind the user's back: another batch size is another experiment.
     """
-    on_host = isinstance(error, MemoryError) or HOST_FULL.search(str(error)) is not None
-    on_gpu = isinstance(error, torch.OutOfMemoryError) or GPU_FULL.search(str(error)) is not None
-    if not on_host and not (on_gpu and isinstance(error, RuntimeError)):
+    if (where := full_memory(error)) is None:
         return None
-    where, less = "main memory", ["--cache disk", "--client_state disk"]
+    less = ["--cache disk", "--client_state disk"]
     sides = f"--image_size (now {args.image_size})"
     if args.task == "segmentation":
         sides = f"--patch_size (now {' '.join(map(str, args.patch_size))})"
-    if not on_host:
-        where = "the GPU's memory"
+    if where != MAIN_MEMORY:
         less += ["--precision bf16"] if args.precision != "bf16" else []
         less += ["--compile off"] if args.compile != "off" else []
     return (
         f"{where} is full: keep less in it with {', '.join(less)}; or, in a new run, lower "
         f"--batch_size (now {args.batch_size}) or {sides}"
     )
+
+
+def full_memory(error: Exception) -> str | None:
+    """Which memory ran out, where `error` means that one did; None for any other error."""
+    if isinstance(error, MemoryError) or HOST_FULL.search(str(error)) is not None:
+        return MAIN_MEMORY
+    on_gpu = isinstance(error, torch.OutOfMemoryError) or GPU_FULL.search(str(error)) is not None
+    return "the GPU's memory" if on_gpu and isinstance(error, RuntimeError) else None
 
 
 CPU_BATCH_PIXELS = 2**17  # larger batches leave the processor's cache: measured 64 to 224 pixels

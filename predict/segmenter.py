@@ -24,6 +24,7 @@ from dataloaders.nifti import (
 )
 from dataloaders.patches import VolumeDataset
 from dataloaders.volumes import open_volumes, read_volumes
+from networks.devices import full_memory
 from networks.models import Network
 from networks.saved import load_model
 from predict.model import ready_network
@@ -146,8 +147,12 @@ def predict_volumes(model: Segmenter, paths: Sequence[Path], out: Path) -> list[
             try:
                 volume = read_channels(files) if len(files) > 1 else read_nifti(files[0])
                 classes = model.segment(volume, str(files[0]))
-            except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
-                reason = str(error) if isinstance(error, ValueError) else "the memory is full"
+            except Exception as error:
+                if not isinstance(error, ValueError) and full_memory(error) is None:
+                    raise
+                reason = str(error)
+                if not isinstance(error, ValueError):
+                    reason = f"too large: {full_memory(error)} is full"
                 rows.append([name, str(files[0]), *[""] * len(structures), reason])
                 continue
             write_labels(out / f"{name}.nii.gz", model.values()[classes], volume)

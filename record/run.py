@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from dataloaders.dataset import ImageDataset
 from dataloaders.federated import FederatedData
 from dataloaders.overlap import compare_all, members_of, save_seen, warning_line
 from dataloaders.split import save_split
@@ -170,7 +171,7 @@ class Run:
         one_model = model_bytes(networks[0])
         evaluated = sum(len(images) for images in (data.val, data.test) if images is not None)
         self.costs = round_costs(self.args, self.server, clients, evaluated)
-        self._find_room(clients, one_model, data.test.input_shape, devices)
+        self._find_room(clients, one_model, data, devices)
         self._write_beginning(data, devices, sum(not client.labeled for client in clients))
         guard = ClientGuard(self.args.on_bad_client, self.say, self.server.find_fault)
         self.exchange = Exchange(self.store, guard, self.log, one_model)
@@ -180,16 +181,19 @@ class Run:
         self,
         clients: Sequence[LocalUpdate],
         one_model: int,
-        shape: Sequence[int],
+        data: FederatedData,
         devices: Sequence[torch.device],
     ) -> None:
-        """See that the disk has room for the states, and know how to choose where the clients'
-        memories wait: each device has a step's activations, of inputs of `shape`, to hold."""
+        """See that the disk has room for the states, and know how to choose where images and the
+        clients' memories wait: each device has a step's activations to hold."""
         copies = sum(client.remembered_copies for client in clients)
         all_copies = copies + self.server.models_remembered(clients)
         done = len(self.history)
         refuse_small_disk(self.folder, self.args, all_copies, one_model, done, self.say)
-        reserved = activation_bytes(self.args, shape, devices)
+        reserved = activation_bytes(self.args, data.test.input_shape, devices)
+        for images in (data.train, data.val, data.test):
+            if isinstance(images, ImageDataset):
+                images.reserved = reserved
         self._placement = partial(
             choose_placement, self.args.client_state, copies * one_model, devices, reserved
         )

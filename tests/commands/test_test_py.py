@@ -354,3 +354,20 @@ def test_the_model_card_says_what_the_checkpoint_says(tmp_path):
     facts = describe_model(tmp_path / "weights.pth", content)
     assert facts["preprocessing"].startswith("64 x 64 pixels (bilinear)")
     assert facts["architecture"] == "ResNet-18, group normalisation, dropout 0.5, 2 outputs"
+
+
+@pytest.mark.parametrize(
+    ("error", "where"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "the GPU's memory"),
+        (MemoryError(), "main memory"),
+    ],
+)
+def test_a_full_memory_is_one_line_that_says_what_to_do(run, monkeypatch, error, where):
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr("predict.inference.predict_set", full)
+    flags = ("--resume", run.folder, "--gpu", "cpu", "--out", run.folder.parent / "full")
+    with pytest.raises(UserError, match=f"{where} is full: lower --batch_size .now 48., or use"):
+        run_test_py(*flags, "--cache_dir", run.folder.parent / "cache")

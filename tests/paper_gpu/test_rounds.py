@@ -11,7 +11,7 @@ import torch
 
 from dataloaders.patches import PatchAugmentation, VolumeDataset
 from networks.saved import model_content
-from tests.helpers.small_clients import assert_identical
+from tests.helpers.small_clients import assert_identical, make_dataset
 from tests.helpers.volumes import prepared_table, write_prepared
 from tests.paper_gpu.gpus import paper_gpus
 from tests.paper_gpu.rounds import CPU, to_cpu, train_rounds
@@ -70,6 +70,16 @@ def test_rounds_of_a_later_method_have_the_processors_bits(method):
     assert_identical(found, on_the_processor)
     more = waits[16] - waits[8]
     assert not more, f"a step waits for the GPU: {dict(more)}"
+
+
+def test_images_stay_where_they_are_when_a_step_needs_the_memory(monkeypatch):
+    with paper_gpus(1):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**6, 10**6))
+        for reserved, place in ((0, "cuda"), (9 * 10**5, "cpu")):
+            dataset = make_dataset()
+            assert dataset.pixels.nbytes == 16 * 32 * 32 * 3 < 0.4 * 10**6
+            dataset.reserved = reserved
+            assert dataset._pixels_for(GPUS[0]).device.type == place
 
 
 def test_patches_of_volumes_are_sent_without_a_wait(tmp_path):

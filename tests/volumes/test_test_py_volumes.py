@@ -205,7 +205,7 @@ def test_a_volume_too_large_for_the_memory_stops_no_other(model, tmp_path, monke
     with pytest.raises(UserError, match="stops here"):
         predict_volumes(model, [tmp_path / "in"], tmp_path / "out")
     lines = (tmp_path / "out" / "predictions.csv").read_text().splitlines()
-    assert len(lines) == 3 and lines[2].endswith(",the memory is full")
+    assert len(lines) == 3 and lines[2].endswith(",too large: the GPU's memory is full")
     (tmp_path / "in" / "c.nii.gz").unlink()
     monkeypatch.setattr(dataloaders.nifti, "available_memory", lambda: 4e9)
     predict_volumes(model, [tmp_path / "in"], tmp_path / "out")
