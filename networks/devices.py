@@ -93,9 +93,16 @@ def _refuse_without_kernels(device: torch.device) -> None:
 
 
 def set_deterministic(deterministic: bool) -> None:
-    """Same bits at every run on the same device, or the fastest convolutions cuDNN finds."""
+    """Same bits at every run on the same device, or the fastest kernels that are found."""
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
+    # A GPU's fused attention adds up its gradients in any order; what is left is the plain one.
+    for enable in (
+        torch.backends.cuda.enable_flash_sdp,
+        torch.backends.cuda.enable_mem_efficient_sdp,
+        torch.backends.cuda.enable_cudnn_sdp,
+    ):
+        enable(not deterministic)
 
 
 def choose_precision(precision: str, devices: Sequence[torch.device]) -> str:
