@@ -52,6 +52,7 @@ PLAN = {
         "python train_main.py --help": "",
     },
     "CONTRIBUTING.md": {"make test": "", "make test-flower": ""},
+    "docs/howto-long-runs.md": {},  # flags alone, each with a test of its own
     "docs/howto-your-own-csv.md": {
         "python -m dataloaders.partition my/labels.csv --out my --group PatientID": "",
         f"python train_main.py --preset paper --dry_run {MY}": "--pretrained 0 --image_size 32",
