@@ -141,11 +141,11 @@ def _time_lines(
 def _memory_line(args: Namespace, device: torch.device, batch: int) -> str:
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device) / 1e9
+        recorded = "" if args.compile in ("off", "on") else ", the recorded passes as much again"
         whole = torch.cuda.get_device_properties(device).total_memory / 1e9
         return (
-            f"memory: {peak:.1f} of the GPU's {whole:.1f} GB in steps of {batch}; recorded passes "
-            "(--compile) hold about as much again; images and what clients remember go there as "
-            "far as they fit (--cache, --client_state)"
+            f"memory: {peak:.1f} of the GPU's {whole:.1f} GB in steps of {batch}{recorded}; images "
+            "and what clients remember go there, too, as far as they fit (--cache, --client_state)"
         )
     peak = peak_memory() / 1e3
     said = f"memory: {peak:.1f} GB of main memory in steps of {batch}"

@@ -36,7 +36,7 @@ from dataloaders.overlap import (
     warning_line,
 )
 from dataloaders.table import ImageTable, read_table
-from networks.devices import full_memory
+from networks.devices import MAIN_MEMORY, full_memory
 from networks.saved import find_checkpoint
 from options import DEFAULT_CACHE
 from predict.card import (
@@ -82,9 +82,9 @@ def main() -> None:
     except Exception as error:
         if (where := full_memory(error)) is None:
             raise
-        raise UserError(
-            f"{where} is full: lower --batch_size (now {args.batch_size}), or use --gpu cpu"
-        ) from error
+        less = "" if args.volumes else f"lower --batch_size (now {args.batch_size}), or "
+        less += "free some of it" if where == MAIN_MEMORY else "use --gpu cpu"
+        raise UserError(f"{where} is full: {less}") from error
 
 
 def predict_as_asked(args: argparse.Namespace) -> None:

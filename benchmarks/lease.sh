@@ -7,9 +7,11 @@
 set -u
 out=$(mkdir -p "$1" && cd "$1" && pwd)
 shift
+parts=("${@:-tests round paper demo}")
 python=${PYTHON:-python3}
 cd "$(dirname "$0")/.."
 export PYTHONUNBUFFERED=1
+set --
 . benchmarks/lease_packages.sh
 
 part() { # name, seconds, command
@@ -23,7 +25,6 @@ part() { # name, seconds, command
 wanted() {
     [[ " ${parts[*]} " == *" $1 "* ]]
 }
-parts=("${@:-tests round paper demo}")
 
 {
     git describe --always --dirty=+ 2>/dev/null || echo "no repository here"

@@ -17,7 +17,7 @@ from dataloaders.partition import (
     split_by_site,
 )
 from dataloaders.patches import VolumeDataset
-from dataloaders.split import Split, shared_values
+from dataloaders.split import Split
 from dataloaders.volumes import TABLE_FILE, VolumeTable, open_volumes, read_volumes
 from utils.errors import UserError
 from utils.json_files import read_json
@@ -251,7 +251,7 @@ def _partition(args: Namespace, table: VolumeTable, seed: int) -> tuple[list[np.
 
 
 def describe_volumes(tables: dict[str, VolumeTable], dealt: Split) -> list[str]:
-    """How the clients were made, who holds how many voxels of what, and shared patients."""
+    """How the clients were made, and who holds how many voxels of what."""
     train = tables["train"]
     header = ["client", "labels", "volumes", *train.class_names]
     rows = [
@@ -272,10 +272,6 @@ def describe_volumes(tables: dict[str, VolumeTable], dealt: Split) -> list[str]:
             for name, count in zip(train.class_names, counts, strict=True)
             if count == 0
         ]
-    groups = [table.groups for table in tables.values()]
-    if None not in groups:
-        shared, total = shared_values(groups)
-        lines.append(f"patients in more than one set: {shared} of {total}")
     return lines
 
 

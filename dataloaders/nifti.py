@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
+from dataloaders.volumes import shape_text
 from utils.errors import UserError
 from utils.memory import available_memory
 from utils.packages import import_3d
@@ -22,6 +23,7 @@ MODALITIES = ("mr", "ct")
 CT_WINDOW = (-200.0, 300.0)  # HU, soft tissue: mapped to -1 .. 1
 SAME = 0.01  # relative difference of voxel sides that does not matter
 AFFINE_TOLERANCE = 1e-3  # mm
+SAME_SHARE = 1e-4  # of a voxel: less is rounding
 LARGEST_COSINE = 0.02  # of two axes of a grid that is taken for straight: about one degree
 FORM_CODES, ALIGNED = range(6), 2  # of NIfTI's qform and sform
 MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
@@ -85,17 +87,18 @@ def find_volumes(paths: Sequence[Path], out: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def read_nifti(path: Path, fewest_slices: int = 2) -> Volume:
+def read_nifti(path: Path, as_slices: bool = False) -> Volume:
     """An image of three dimensions, or of four with the channels last.
 
     Raises `ValueError`, in words, for a file that cannot be read, another number of dimensions, a
-    single slice, axes that are not at right angles, a header that claims more than the file or the
-    memory can hold, and voxels that are not finite.
+    header that claims more than the file or the memory can hold, and voxels that are not finite;
+    and, unless it is to be looked at `as_slices`, for a single slice and for axes that are not at
+    right angles.
     """
     orientations = import_3d("nibabel.orientations")
     with _faults_in_words():
         image = import_3d("nibabel").load(path)
-        _check_header(path, image, fewest_slices)
+        _check_header(path, image, as_slices)
         orientation = _orientation(image.affine)
         data = np.asanyarray(image.dataobj).astype(np.float32)
     if not np.isfinite(data).all():
@@ -136,13 +139,9 @@ def read_channels(paths: Sequence[Path]) -> Volume:
 def refuse_apart(one: Volume, other: Volume) -> None:
     """`ValueError` unless both have the same voxels at the same places."""
     if one.shape != other.shape:
-        raise ValueError(f"shapes differ: {_text(one.shape)} and {_text(other.shape)}")
+        raise ValueError(f"shapes differ: {shape_text(one.shape)} and {shape_text(other.shape)}")
     if not np.allclose(other.affine, one.affine, atol=AFFINE_TOLERANCE):
         raise ValueError("the affines of its files differ: they do not lie on each other")
-
-
-def _text(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
 
 
 def _sides(image) -> np.ndarray:
@@ -166,7 +165,7 @@ def _forms(header) -> tuple[tuple[np.ndarray | None, int], ...]:
     for read in (header.get_qform, header.get_sform):
         try:
             form, code = read(coded=True)
-        except import_3d("nibabel.spatialimages").HeaderDataError:
+        except (ValueError, import_3d("nibabel.spatialimages").HeaderDataError):
             form, code = None, 0
         found.append((form, int(code) if code in FORM_CODES else ALIGNED))
     return tuple(found)
@@ -188,12 +187,17 @@ def _orientation(affine: np.ndarray) -> np.ndarray:
     orientation = import_3d("nibabel.orientations").io_orientation(affine)
     if np.isnan(orientation).any():
         raise ValueError("its affine has no three directions")
+    return orientation
+
+
+def _refuse_tilted(affine: np.ndarray) -> None:
+    """`ValueError` for axes that are not at right angles: resampling and distances take them so."""
+    _orientation(affine)
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     if np.abs(directions.T @ directions - np.eye(3)).max() > LARGEST_COSINE:
         raise ValueError(
             "its axes are not at right angles (a tilted gantry?): resample it to a straight grid"
         )
-    return orientation
 
 
 @contextmanager
@@ -214,14 +218,16 @@ def _faults_in_words() -> Iterator[None]:
         raise ValueError(f"cannot be read, cut off or no NIfTI ({reason})") from None
 
 
-def _check_header(path: Path, image, fewest_slices: int = 2) -> None:
+def _check_header(path: Path, image, as_slices: bool = False) -> None:
     shape, kind = image.shape, image.get_data_dtype()
     if kind.kind not in "iuf":
         raise ValueError(f"has voxels of the type {kind}, not one number each")
     if len(shape) not in (3, 4):
         raise ValueError(f"has {len(shape)} dimensions; only three, or four with channels, are")
-    if min(shape[:3]) < fewest_slices:
-        raise ValueError(f"is a single slice ({'x'.join(map(str, shape))} voxels), not a volume")
+    if not as_slices:
+        if min(shape[:3]) < 2:
+            raise ValueError(f"is a single slice ({shape_text(shape)} voxels), not a volume")
+        _refuse_tilted(image.affine)
     voxels = int(np.prod([int(side) for side in shape], dtype=object))
     claimed = voxels * kind.itemsize
     stored = os.stat(path).st_size * (MOST_COMPRESSED if path.name.lower().endswith(".gz") else 1)
@@ -261,15 +267,18 @@ def resample(data: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
 
 def resample_classes(classes: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """Class numbers (X, Y, Z) on a grid of `shape` over the same extent: at each voxel the class
-    that has the largest share, so that labels lie where `resample` puts their image. Of equal
-    shares the background, 0, has none: a thin structure is not lost for lying between voxels."""
+    that `resample` gives the largest share, so that labels lie where it puts their image. Equal
+    shares, which a boundary has everywhere where a side is halved, go to the lower and the higher
+    number in turn, as the squares of a chessboard: structures neither grow nor shrink."""
     if classes.shape == tuple(shape):
         return classes
+    x, y, z = np.ogrid[: shape[0], : shape[1], : shape[2]]
+    odd = (x + y + z) % 2 == 1
     chosen, largest = np.zeros(shape, classes.dtype), np.zeros(shape, np.float32)
-    numbers = np.unique(classes)
-    for number in (*numbers[numbers > 0], *numbers[numbers == 0]):
+    for number in np.unique(classes):
         share = resample((classes == number)[None].astype(np.float32), shape)[0]
-        chosen[share > largest] = number
+        equal = np.abs(share - largest) < SAME_SHARE
+        chosen[np.where(equal, odd & (share > SAME_SHARE), share > largest)] = number
         np.maximum(largest, share, out=largest)
     return chosen
 

@@ -107,10 +107,9 @@ def own_site(context: Context, task: ConfigRecord) -> Site:
             csv,
             class_names,
             labeled,
-            args.channels,
             tuple(args.patch_size),
             args.foreground,
-            str(task.get("prepared", "{}")),
+            str(task["volumes"]),
         )
     else:
         dataset = site_images(
@@ -156,23 +155,20 @@ def site_volumes(
     csv: Path | None,
     class_names: tuple[str, ...],
     labeled: bool,
-    channels: int,
     patch_size: tuple[int, int, int],
     foreground: float,
-    prepared: str,
+    servers: str,
 ) -> VolumeDataset:
     """A site's volumes, mapped from their files: those that `csv` lists, by default all; prepared
-    as the server's are, of which `prepared` (JSON) tells."""
+    as the server's are, of which `servers` (JSON) tells."""
     source = csv or folder / TABLE_FILE
     table = read_volumes(source)
     _refuse_other_classes(source, table.class_names, class_names)
     if labeled:
         refuse_unlabeled(table, "at a site with labels")
     dataset = VolumeDataset(open_volumes(folder, table), table, patch_size, foreground)
-    if servers := json.loads(prepared).get("volumes"):
-        refuse_other_preparation(folder, channels, servers, "the server's volumes")
-    if (found := dataset.input_shape[0]) != channels:
-        raise UserError(f"{folder}: volumes of {found} channels, the server's have {channels}")
+    channels = dataset.input_shape[0]
+    refuse_other_preparation(folder, channels, json.loads(servers), "the server's volumes")
     return dataset
 
 

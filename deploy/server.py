@@ -179,8 +179,8 @@ def serve_sites(run: Run, grid: Grid) -> None:
     roles = None if args.sites is None else read_roles(args.sites)
     if roles is None:
         run.say("no --sites: every node is believed which client it is and whether it has labels")
-    described = (data.class_names, run.folder.name, run.say, roles, data.preprocessing)
-    sites = SiteRegister(grid, args, *described)
+    volumes = data.preprocessing.get("volumes")
+    sites = SiteRegister(grid, args, data.class_names, run.folder.name, run.say, roles, volumes)
     sites.wait_for(args.num_users)
     data = data._replace(num_training=sum(site.num_samples for site in sites.all()))
     serve(run, grid, data, devices, sites)

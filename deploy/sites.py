@@ -63,8 +63,8 @@ class SiteRegister:
     """Who is who at the end of `grid`. Every node is asked once for its client's number.
 
     experiment: the name under which sites keep their memory of this run. `say` hears of whoever
-    is missing or odd. roles: the operator's list, by key; without it nodes are believed. prepared:
-    how files became the server's test set, which a site compares with its own.
+    is missing or odd. roles: the operator's list, by key; without it nodes are believed. volumes:
+    how files became the server's test volumes, which a site compares with its own.
     """
 
     def __init__(
@@ -75,14 +75,14 @@ class SiteRegister:
         experiment: str,
         say: Callable[[str], None],
         roles: Mapping[bytes, Role] | None = None,
-        prepared: Mapping | None = None,
+        volumes: Mapping | None = None,
     ):
         self.grid, self.args, self.say, self.roles = grid, args, say, roles
         self.task = {
             "flags": pack_flags(args),
             "class_names": list(class_names),
             "experiment": experiment,
-            "prepared": json.dumps(dict(prepared or {})),
+            "volumes": json.dumps(volumes),
         }
         self.sites: dict[int, RemoteSite] = {}
         self.refused: dict[int, float] = {}

@@ -1,5 +1,6 @@
 """DenseNet121's backbone from torchvision, and ImageNet weights from disk."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,7 +69,7 @@ def find_imagenet_weights(folder: Path = CHECKPOINT_FOLDER, network: str = "dens
     hospitals needs it, whose program is a copy. `UserError` says where to put one."""
     for place in (folder, HUB, Path(torch.hub.get_dir()) / "checkpoints"):
         for name in CHECKPOINT_NAMES[network]:
-            if (place / name).is_file():
+            if os.path.isfile(place / name):  # False, too, for what may not be looked at
                 return place / name
     fetch = f"from torchvision.models import {network}; {network}(weights='DEFAULT')"
     raise UserError(

@@ -162,10 +162,14 @@ def memory_shortage(error: Exception, args: Namespace) -> str | None:
 
 def full_memory(error: Exception) -> str | None:
     """Which memory ran out, where `error` means that one did; None for any other error."""
-    if isinstance(error, MemoryError) or HOST_FULL.search(str(error)) is not None:
+    if isinstance(error, MemoryError):
+        return MAIN_MEMORY
+    if not isinstance(error, RuntimeError):  # whose words may quote anything
+        return None
+    if HOST_FULL.search(str(error)) is not None:
         return MAIN_MEMORY
     on_gpu = isinstance(error, torch.OutOfMemoryError) or GPU_FULL.search(str(error)) is not None
-    return "the GPU's memory" if on_gpu and isinstance(error, RuntimeError) else None
+    return "the GPU's memory" if on_gpu else None
 
 
 CPU_BATCH_PIXELS = 2**17  # larger batches leave the processor's cache: measured 64 to 224 pixels

@@ -260,7 +260,7 @@ class ImageClassifier(Network):
 
     @classmethod
     def find_published(cls) -> Path:
-        """The file of ImageNet weights in models/hub/checkpoints."""
+        """The file of ImageNet weights: see `find_imagenet_weights`."""
         return find_imagenet_weights(network=cls.name)
 
     def feature_map(self, images: torch.Tensor) -> torch.Tensor:

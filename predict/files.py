@@ -114,7 +114,7 @@ class ImageFiles(Dataset):
         window, size = _known(self.scans)
         if window == "file":
             raise ValueError("a NIfTI file names no window; use a model of a named one")
-        hounsfield = read_nifti(path, fewest_slices=1).data[0]
+        hounsfield = read_nifti(path, as_slices=True).data[0]
         for at in range(hounsfield.shape[2]):
             picture = picture_of_hounsfield(hounsfield[::-1, ::-1, at].T, window, size)
             yield Slice(f"{name}[{at}]"), resized(picture, self.image_size)

@@ -35,6 +35,7 @@ from utils.commands import command_line
 from utils.errors import UserError
 from utils.files import write_text
 from utils.table_files import to_csv
+from utils.tensors import net_device
 
 PREDICTED_FILE = "predictions.csv"
 BYTES_PER_CLASS = 16  # and voxel: outputs, their weights, softmax, and it on another grid
@@ -76,7 +77,9 @@ class Segmenter(NamedTuple):
             )
         own = volume.data.shape[1:]
         shape = resampled_shape(own, volume.spacing, tuple(prepared["spacing"]))
-        each = BYTES_PER_VOXEL * len(volume.data) + BYTES_PER_CLASS * len(self.class_names)
+        each = BYTES_PER_VOXEL * len(volume.data)
+        if shape != own or net_device(self.net).type == "cpu":  # else probabilities stay on the GPU
+            each += BYTES_PER_CLASS * len(self.class_names)
         refuse_too_large(max(math.prod(shape), math.prod(own)) * each)
         normal = normalise(volume.data, prepared["modality"], tuple(prepared["ct_window"]))
         seen = resample(normal, shape).astype(np.float16).astype(np.float32)
@@ -148,11 +151,12 @@ def predict_volumes(model: Segmenter, paths: Sequence[Path], out: Path) -> list[
                 volume = read_channels(files) if len(files) > 1 else read_nifti(files[0])
                 classes = model.segment(volume, str(files[0]))
             except Exception as error:
-                if not isinstance(error, ValueError) and full_memory(error) is None:
+                if isinstance(error, ValueError):
+                    reason = str(error)
+                elif (where := full_memory(error)) is not None:
+                    reason = f"too large: {where} is full"
+                else:
                     raise
-                reason = str(error)
-                if not isinstance(error, ValueError):
-                    reason = f"too large: {full_memory(error)} is full"
                 rows.append([name, str(files[0]), *[""] * len(structures), reason])
                 continue
             write_labels(out / f"{name}.nii.gz", model.values()[classes], volume)
@@ -172,17 +176,17 @@ def predict_volumes(model: Segmenter, paths: Sequence[Path], out: Path) -> list[
 
 
 def by_volume(files: Mapping[str, Path], channels: int) -> dict[str, tuple[Path, ...]]:
-    """The files of each volume: one, or where all are called NAME_0000, NAME_0001, ... and the
-    network sees several `channels`, one for each of these."""
-    split = [name.rpartition("_") for name in files]
-    if channels == 1 or not all(
-        stem and len(end) == 4 and end.isdecimal() for stem, _, end in split
-    ):
-        return {name: (path,) for name, path in files.items()}
-    volumes: dict[str, list[Path]] = {}
-    for (stem, _, _), path in zip(split, files.values(), strict=True):
-        volumes.setdefault(stem, []).append(path)
-    return {stem: tuple(found) for stem, found in volumes.items()}
+    """The files of each volume: one; or, where the network sees several `channels`, those called
+    NAME_0000, NAME_0001, ... that are as many."""
+    volumes = {}
+    for name, path in files.items():
+        stem, _, end = name.rpartition("_")
+        whole = [f"{stem}_{channel:04d}" for channel in range(channels)]
+        if channels == 1 or not set(whole) <= files.keys() or name not in whole:
+            volumes[name] = (path,)
+        elif name == whole[0]:
+            volumes[stem] = tuple(files[each] for each in whole)
+    return volumes
 
 
 def volume_test_command(checkpoint: Path, volumes: Path) -> str:

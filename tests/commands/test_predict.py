@@ -117,7 +117,9 @@ def test_a_scan_says_the_same_as_dicom_as_nifti_and_as_an_array(scan_model, tmp_
     nibabel = pytest.importorskip("nibabel")
     # RAS: x grows to the patient's right, which is a picture's left; y to the face, its top.
     volume = np.stack(slices, axis=-1).transpose(1, 0, 2)[::-1, ::-1]
-    nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "head.nii.gz")
+    tilted = np.eye(4)
+    tilted[1, 2] = 0.3  # a gantry's tilt: slices are looked at one by one
+    nibabel.save(nibabel.Nifti1Image(volume, tilted), tmp_path / "head.nii.gz")
     told = scan_model.predict(tmp_path / "head.nii.gz")
     assert list(told["ImageID"]) == [f"{tmp_path}/head.nii.gz[{at}]" for at in (0, 1)]
     np.testing.assert_allclose(told[list(CLASSES)], expected, atol=2e-6)

@@ -16,6 +16,7 @@ from sklearn import metrics as sklearn_metrics
 
 from dataloaders.dataset import load_dataset
 from dataloaders.table import read_table
+from networks.devices import full_memory
 from networks.kinds import build_network
 from predict.card import describe_model
 from predict.inference import predict, predict_set
@@ -356,18 +357,25 @@ def test_the_model_card_says_what_the_checkpoint_says(tmp_path):
     assert facts["architecture"] == "ResNet-18, group normalisation, dropout 0.5, 2 outputs"
 
 
+def test_words_that_speak_of_memory_are_not_a_full_memory():
+    assert full_memory(UserError("--resume runs/pinned_weights: no such run")) is None
+    assert full_memory(OSError("out of memory")) is None
+
+
 @pytest.mark.parametrize(
-    ("error", "where"),
+    ("error", "where", "remedy"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "the GPU's memory"),
-        (MemoryError(), "main memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "the GPU's memory", "use --gpu cpu"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate"), "main memory", "free some of it"),
+        (MemoryError(), "main memory", "free some of it"),
     ],
 )
-def test_a_full_memory_is_one_line_that_says_what_to_do(run, monkeypatch, error, where):
+def test_a_full_memory_is_one_line_that_says_what_to_do(run, monkeypatch, error, where, remedy):
     def full(*_):
         raise error
 
     monkeypatch.setattr("predict.inference.predict_set", full)
     flags = ("--resume", run.folder, "--gpu", "cpu", "--out", run.folder.parent / "full")
-    with pytest.raises(UserError, match=f"{where} is full: lower --batch_size .now 48., or use"):
+    expected = f"{where} is full: lower --batch_size .now 48., or {remedy}"
+    with pytest.raises(UserError, match=expected):
         run_test_py(*flags, "--cache_dir", run.folder.parent / "cache")

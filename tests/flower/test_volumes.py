@@ -110,7 +110,7 @@ def test_a_site_that_does_not_fit_says_why(tmp_path, changes, words):
     servers = {"channels": 1, "modality": "mr", "ct_window": [-200.0, 300.0]}
     servers |= {"spacing": [1.0, 1.0, 3.0]}
     told = {"flags": pack_flags(args), "class_names": names}
-    task = ConfigRecord(told | {"prepared": json.dumps({"volumes": servers})})
+    task = ConfigRecord(told | {"volumes": json.dumps(servers)})
     with pytest.raises(UserError, match=words):
         own_site(Context(0, 1, config, RecordDict(), {}), task)
 
@@ -118,7 +118,8 @@ def test_a_site_that_does_not_fit_says_why(tmp_path, changes, words):
 def test_a_sites_error_stays_in_its_own_log(tmp_path):
     """Of whoever fails the server learns the kind alone: the words name files and images."""
     args = args_parser([*TINY, "--volumes", "unread", "--relation_min_samples", "5"])
-    task = ConfigRecord({"flags": pack_flags(args), "class_names": ["background", "tumour"]})
+    told = {"flags": pack_flags(args), "class_names": ["background", "tumour"], "volumes": "{}"}
+    task = ConfigRecord(told)
     config = {"partition-id": 0, "labeled": True, "memory": str(tmp_path / "memory")}
     config |= {"volumes": str(tmp_path / "Doe_Jane")}
     asked = Message(RecordDict({"task": task}), 0, MessageType.QUERY)

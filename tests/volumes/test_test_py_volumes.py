@@ -185,7 +185,29 @@ def test_channels_in_files_of_their_own_are_one_volume(tmp_path):
     assert said[0].startswith("1 volumes in") and (tmp_path / "out" / "a.nii.gz").exists()
     with open(tmp_path / "out" / "predictions.csv") as file:
         notes = {row["VolumeID"]: row["note"] for row in csv.DictReader(file)}
-    assert notes == {"a": "", "b": "has 1 channel(s), the network was trained on 2"}
+    alone = "has 1 channel(s), the network was trained on 2"
+    assert notes == {"a": "", "b_0000": alone}
+    names = ["scan_2019", "scan_2020", "gap_0000", "gap_0002", "more_0000", "more_0001"]
+    files = {name: tmp_path / name for name in names}
+    grouped = predict.segmenter.by_volume(files, 2)
+    assert list(grouped) == ["scan_2019", "scan_2020", "gap_0000", "gap_0002", "more"]
+    assert list(predict.segmenter.by_volume(files, 1)) == names
+
+
+def test_a_form_that_cannot_be_read_is_done_without(model, tmp_path):
+    """A quaternion that is none, beside a good sform."""
+    import nibabel
+
+    source = nibabel.Nifti1Image(image(11, 9, 13), np.eye(4))
+    (tmp_path / "in").mkdir()
+    nibabel.save(source, tmp_path / "in" / "a.nii")
+    content = bytearray((tmp_path / "in" / "a.nii").read_bytes())
+    content[252:254] = np.int16(1).tobytes()  # qform_code
+    content[256:268] = np.array([0.9, 0.9, 0.9], np.float32).tobytes()  # its quaternion
+    (tmp_path / "in" / "a.nii").write_bytes(content)
+    assert predict_volumes(model, [tmp_path / "in"], tmp_path / "out")[0].startswith("1 volumes")
+    found = nibabel.load(tmp_path / "out" / "a.nii.gz")
+    np.testing.assert_allclose(found.affine, np.eye(4))
 
 
 def test_a_volume_too_large_for_the_memory_stops_no_other(model, tmp_path, monkeypatch):

@@ -93,7 +93,7 @@ def test_dry_run_says_who_holds_what_and_writes_nothing(prepared, tmp_path):
     ended = train(*TINY, "--volumes", prepared, "--run_dir", folder, "--dry_run")
     assert ended.status == 0, ended.error
     assert "sets: contiguous blocks of patients, 8, 2, 2" in ended.said
-    assert "patients in more than one set: 0 of 6" in ended.said
+    assert "0 of 1 test patients were in training" in ended.said
     assert not folder.exists()
     listed = prepared / "volumes.csv"
     lists = ["--csv_file_train", listed, "--csv_file_test", listed]

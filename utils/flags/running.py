@@ -33,7 +33,12 @@ NETWORK = (
         "how the head's bias begins: at zero (released program), or drawn as its weights are",
         before="uniform",
     ),
-    choice("pretrained", 1, (0, 1), "start from the ImageNet weights in models/hub/checkpoints"),
+    choice(
+        "pretrained",
+        1,
+        (0, 1),
+        "start from ImageNet's weights, in models/hub/checkpoints or where torchvision keeps them",
+    ),
 )
 
 RUNNING = (
