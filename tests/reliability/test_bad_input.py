@@ -1,5 +1,6 @@
 """What is wrong with flags or data ends a run in one line, before anything is written."""
 
+import shutil
 import sys
 
 import numpy as np
@@ -253,7 +254,7 @@ def test_file_that_is_no_checkpoint(data, refused, content):
     assert refused("--resume", "start.pth").startswith("start.pth: ")
 
 
-def test_no_imagenet_weights(data, refused, monkeypatch):
+def test_no_imagenet_weights(data, end, refused, monkeypatch):
     empty = data.folder / "checkpoints"
     monkeypatch.setattr(
         networks.densenet.find_imagenet_weights, "__defaults__", (empty, "densenet121")
@@ -264,6 +265,11 @@ def test_no_imagenet_weights(data, refused, monkeypatch):
         message = refused("--pretrained", "1", *more)
         assert f"no ImageNet weights in {empty}" in message and "--pretrained 0" in message
         assert "densenet121-a639ec97.pth" in message and 'python -c "from torchvision' in message
+    _, said, _ = end("--pretrained", "1", "--dry_run")
+    assert "client  labels" in said and "time: about" in said  # everything else is told first
+    for i in range(12, 24):  # enough for the items' ten clients
+        shutil.copy(data.images / "0.png", data.images / f"{i}.png")
+    data.write("train.csv", [f"{i}.png,P{i},{i % 2},{1 - i % 2}" for i in range(24)])
     named = [
         "--root_path",
         "images",
