@@ -10,6 +10,7 @@ import torch
 from dataloaders.federated import Rehearsal
 from federation import build_client, build_networks, build_server, clients_taking_part, foresee
 from local_update import ClientUpdate, LocalUpdate
+from networks.compilation import choose_compile
 from networks.devices import choose_devices, set_deterministic
 from networks.models import Network
 from record.checks import never_join
@@ -74,7 +75,7 @@ def _measured(args: Namespace, found: Rehearsal, devices: list[torch.device]) ->
     costs, evaluation = _measure_kinds(small, net, found, {site.labeled for site in sites})
     return [
         *_time_lines(args, sites, costs, evaluation * found.evaluated, devices),
-        _memory_line(args, device, batch),
+        _memory_line(args, devices, batch),
     ]
 
 
@@ -138,10 +139,13 @@ def _time_lines(
     ]
 
 
-def _memory_line(args: Namespace, device: torch.device, batch: int) -> str:
+def _memory_line(args: Namespace, devices: list[torch.device], batch: int) -> str:
+    device = devices[0]
     if device.type == "cuda":
+        recorded = ""
+        if choose_compile(args.compile, devices, steps=0) == "graphs":  # which no steps decide
+            recorded = ", the recorded passes as much again"
         peak = torch.cuda.max_memory_allocated(device) / 1e9
-        recorded = "" if args.compile in ("off", "on") else ", the recorded passes as much again"
         whole = torch.cuda.get_device_properties(device).total_memory / 1e9
         return (
             f"memory: {peak:.1f} of the GPU's {whole:.1f} GB in steps of {batch}{recorded}; images "

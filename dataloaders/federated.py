@@ -19,7 +19,7 @@ from dataloaders.dataset import ImageDataset, load_dataset
 from dataloaders.image_files import resolve_images
 from dataloaders.likeness import describe_pictures
 from dataloaders.medmnist import load_medmnist
-from dataloaders.overlap import compare_all, listed, members_of
+from dataloaders.overlap import overlap_lines
 from dataloaders.partition import (
     labelled_clients,
     labelled_fraction,
@@ -283,8 +283,7 @@ def check_data(
     labels = {name: table.labels for name, table in tables.items()}
     lines.append(class_set_table(class_names, labels))
     lines += absent_class_warnings(class_names, labels)
-    for overlap in compare_all(members_of(listed(tables))):
-        lines.append(f"{'warning: ' if overlap.found else ''}{overlap.words()}")
+    lines += overlap_lines(tables)
     lines += _check_headers(tables, paths)
     return lines + _check_disk(needed_bytes or {})
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dataloaders.federated import FederatedData, Rehearsal, dealt_before
-from dataloaders.overlap import compare_all, listed, members_of
+from dataloaders.overlap import overlap_lines
 from dataloaders.partition import (
     labelled_clients,
     labelled_fraction,
@@ -286,8 +286,7 @@ def dry_run_volumes(args: Namespace) -> Rehearsal:
         lines.append(
             f"{name}: {len(table)} volumes, {len(arrays[0]) - 1} channel(s), {size:.0f} MB"
         )
-    for overlap in compare_all(members_of(listed(tables))):
-        lines.append(f"{'warning: ' if overlap.found else ''}{overlap.words()}")
+    lines += overlap_lines(tables)
     train = tables["train"]
     dealt = deal_volumes(args, train)
     arrays = open_volumes(args.volumes, train)

@@ -98,8 +98,8 @@ def read_nifti(path: Path, as_slices: bool = False) -> Volume:
     orientations = import_3d("nibabel.orientations")
     with _faults_in_words():
         image = import_3d("nibabel").load(path)
-        _check_header(path, image, as_slices)
-        orientation = _orientation(image.affine)
+        _check_header(path, image, 1 if as_slices else 2)
+        orientation = _orientation(image.affine, may_tilt=as_slices)
         data = np.asanyarray(image.dataobj).astype(np.float32)
     if not np.isfinite(data).all():
         raise ValueError("has voxels that are not finite numbers")
@@ -128,12 +128,17 @@ def read_channels(paths: Sequence[Path]) -> Volume:
     """
     volumes = []
     for path in paths:
-        try:
-            volumes.append(read_nifti(path))
-        except ValueError as error:
-            raise ValueError(f"image {path.name} {error}") from None
+        volumes.append(read_named("image", path))
         refuse_apart(volumes[0], volumes[-1])
     return volumes[0]._replace(data=np.concatenate([volume.data for volume in volumes]))
+
+
+def read_named(kind: str, path: Path) -> Volume:
+    """`read_nifti`, whose `ValueError` names the file and says what it is."""
+    try:
+        return read_nifti(path)
+    except ValueError as error:
+        raise ValueError(f"{kind} {path.name} {error}") from None
 
 
 def refuse_apart(one: Volume, other: Volume) -> None:
@@ -180,24 +185,22 @@ def header_spacing(path: Path) -> tuple[float, ...]:
     return tuple(_sides(image)[np.argsort(orientation[:, 0])].tolist())
 
 
-def _orientation(affine: np.ndarray) -> np.ndarray:
-    """Where the axes of an array point, as nibabel's `io_orientation`; `ValueError` for nowhere."""
+def _orientation(affine: np.ndarray, may_tilt: bool = False) -> np.ndarray:
+    """Where the axes of an array point, as nibabel's `io_orientation`; `ValueError` for nowhere
+    and, unless they `may_tilt`, for axes that are not at right angles, as resampling and distances
+    take them."""
     if not np.isfinite(affine).all():
         raise ValueError("its affine has numbers that are not finite")
     orientation = import_3d("nibabel.orientations").io_orientation(affine)
     if np.isnan(orientation).any():
         raise ValueError("its affine has no three directions")
-    return orientation
-
-
-def _refuse_tilted(affine: np.ndarray) -> None:
-    """`ValueError` for axes that are not at right angles: resampling and distances take them so."""
-    _orientation(affine)
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    if np.abs(directions.T @ directions - np.eye(3)).max() > LARGEST_COSINE:
+    cosines = np.abs(directions.T @ directions - np.eye(3))
+    if not may_tilt and cosines.max() > LARGEST_COSINE:
         raise ValueError(
             "its axes are not at right angles (a tilted gantry?): resample it to a straight grid"
         )
+    return orientation
 
 
 @contextmanager
@@ -218,16 +221,14 @@ def _faults_in_words() -> Iterator[None]:
         raise ValueError(f"cannot be read, cut off or no NIfTI ({reason})") from None
 
 
-def _check_header(path: Path, image, as_slices: bool = False) -> None:
+def _check_header(path: Path, image, fewest_slices: int = 2) -> None:
     shape, kind = image.shape, image.get_data_dtype()
     if kind.kind not in "iuf":
         raise ValueError(f"has voxels of the type {kind}, not one number each")
     if len(shape) not in (3, 4):
         raise ValueError(f"has {len(shape)} dimensions; only three, or four with channels, are")
-    if not as_slices:
-        if min(shape[:3]) < 2:
-            raise ValueError(f"is a single slice ({shape_text(shape)} voxels), not a volume")
-        _refuse_tilted(image.affine)
+    if min(shape[:3]) < fewest_slices:
+        raise ValueError(f"is a single slice ({shape_text(shape)} voxels), not a volume")
     voxels = int(np.prod([int(side) for side in shape], dtype=object))
     claimed = voxels * kind.itemsize
     stored = os.stat(path).st_size * (MOST_COMPRESSED if path.name.lower().endswith(".gz") else 1)

@@ -44,14 +44,6 @@ class Listed(NamedTuple):
         """None: nothing was decoded."""
 
 
-def listed(tables: Mapping[str, DataSet]) -> dict[str, Listed]:
-    """What can be compared of tables by themselves, before anything is decoded."""
-    return {
-        name: Listed(table.names, table.groups, table.group_column)
-        for name, table in tables.items()
-    }
-
-
 class Members(NamedTuple):
     """Digests of what identifies the images of one set: their names, their pixels (None where
     they are not compared) and their patients or lesions (None where they are not known), which
@@ -212,3 +204,12 @@ def digest(content: bytes | memoryview) -> str:
 def _count(values: Iterable[str], among: Iterable[str]) -> int:
     among = set(among)
     return sum(value in among for value in values)
+
+
+def overlap_lines(tables: Mapping[str, DataSet]) -> list[str]:
+    """What sets share by their tables alone, before anything is decoded, for a terminal."""
+    lists = {n: Listed(t.names, t.groups, t.group_column) for n, t in tables.items()}
+    return [
+        f"{'warning: ' if overlap.found else ''}{overlap.words()}"
+        for overlap in compare_all(members_of(lists))
+    ]

@@ -160,8 +160,8 @@ class VolumeDataset:
     def _slabs(self, index: int, label: np.ndarray) -> dict[float, np.ndarray]:
         """Structure -> how many of its voxels lie in the slabs of `label` (X, Y, Z) up to each x,
         int64 (X,). Kept while volume `index` has this label, which takes long to look through."""
-        known, found = self._found.get(index, (lambda: None, {}))
-        if known() is not label:
+        known, found = self._found.get(index, (None, {}))
+        if known is None or known() is not label:
             counts: dict[float, np.ndarray] = {}
             for x, slab in enumerate(label):
                 for structure, count in zip(

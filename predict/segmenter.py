@@ -148,16 +148,9 @@ def predict_volumes(model: Segmenter, paths: Sequence[Path], out: Path) -> list[
     try:
         for name, files in tqdm(volumes.items(), unit="volume", disable=None):
             try:
-                volume = read_channels(files) if len(files) > 1 else read_nifti(files[0])
-                classes = model.segment(volume, str(files[0]))
-            except Exception as error:
-                if isinstance(error, ValueError):
-                    reason = str(error)
-                elif (where := full_memory(error)) is not None:
-                    reason = f"too large: {where} is full"
-                else:
-                    raise
-                rows.append([name, str(files[0]), *[""] * len(structures), reason])
+                volume, classes = _segmented(model, files)
+            except ValueError as error:
+                rows.append([name, str(files[0]), *[""] * len(structures), str(error)])
                 continue
             write_labels(out / f"{name}.nii.gz", model.values()[classes], volume)
             counts = np.bincount(classes.ravel(), minlength=len(model.class_names))[1:]
@@ -175,12 +168,23 @@ def predict_volumes(model: Segmenter, paths: Sequence[Path], out: Path) -> list[
     return [said, *left_out_lines([row[-1] for row in rows if row[-1]], PREDICTED_FILE)]
 
 
+def _segmented(model: Segmenter, files: Sequence[Path]) -> tuple[Volume, np.ndarray]:
+    """A volume and its classes, as `Segmenter.segment`; `ValueError`, too, for a full memory."""
+    try:
+        volume = read_channels(files) if len(files) > 1 else read_nifti(files[0])
+        return volume, model.segment(volume, str(files[0]))
+    except Exception as error:
+        if (where := full_memory(error)) is None:
+            raise
+        raise ValueError(f"too large: {where} is full") from error
+
+
 def by_volume(files: Mapping[str, Path], channels: int) -> dict[str, tuple[Path, ...]]:
     """The files of each volume: one; or, where the network sees several `channels`, those called
     NAME_0000, NAME_0001, ... that are as many."""
     volumes = {}
     for name, path in files.items():
-        stem, _, end = name.rpartition("_")
+        stem = name.rpartition("_")[0]
         whole = [f"{stem}_{channel:04d}" for channel in range(channels)]
         if channels == 1 or not set(whole) <= files.keys() or name not in whole:
             volumes[name] = (path,)

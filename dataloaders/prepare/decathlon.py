@@ -22,7 +22,7 @@ from dataloaders.nifti import (
     header_spacing,
     normalise,
     read_channels,
-    read_nifti,
+    read_named,
     refuse_apart,
     refuse_too_large,
     resample,
@@ -198,10 +198,7 @@ def _convert(pair: Pair, out: Path, labels: Labels, settings: Mapping) -> dict:
 
 def _label(path: Path, image: Volume) -> Volume:
     """The label that lies on `image`; `ValueError` where it cannot be read or does not."""
-    try:
-        label = read_nifti(path)
-    except ValueError as error:
-        raise ValueError(f"label {path.name} {error}") from None
+    label = read_named("label", path)
     refuse_apart(image, label)
     return label
 

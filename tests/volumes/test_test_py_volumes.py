@@ -15,6 +15,7 @@ from networks.kinds import build_network
 from networks.saved import model_content
 from predict.segmenter import Segmenter, load_segmenter, open_held_out, predict_volumes
 from predict.volumes import segment_set
+from tests.helpers.segmenters import save_segmenter
 from tests.helpers.used_run import run_test_py
 from tests.helpers.volumes import CLASSES, write_decathlon, write_nifti
 from utils.checkpoint import save_checkpoint
@@ -24,33 +25,6 @@ _C, _S = np.cos(0.3), np.sin(0.3)
 OBLIQUE = np.array(
     [[-0.9 * _C, 0.95 * _S, 0, 12], [0, 0, 1.8, -7], [0.9 * _S, 0.95 * _C, 0, 30], [0, 0, 0, 1.0]]
 )
-ARCHITECTURE = {
-    "network": "unet3d",
-    "in_channels": 1,
-    "channels": [4, 4],
-    "residual_units": 1,
-    "drop_rate": 0.1,
-}
-PREPARED = {
-    "modality": "mr",
-    "ct_window": [-200.0, 300.0],
-    "spacing": [1.0, 1.0, 1.0],
-    "values": [0, 1, 5],
-    "channels": 1,
-    "patch_size": [8, 8, 8],
-}
-
-
-def save_segmenter(path, network=None, **changes):
-    """A checkpoint of random weights, whose volumes were made as `PREPARED` says."""
-    torch.manual_seed(0)
-    described = ARCHITECTURE | (network or {})
-    net = build_network(described, CLASSES)
-    torch.nn.init.normal_(net.head.weight)
-    preprocessing = {"volumes": PREPARED | changes}
-    content = model_content(net.state_dict(), CLASSES, described, preprocessing, "demo-3d", 3)
-    save_checkpoint(path, content)
-    return path
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from dataloaders.prepare.decathlon import prepare_decathlon
 from dataloaders.volumes import open_volumes, read_volumes, write_volumes
 from options import args_parser
 from predict.segmenter import load_segmenter, open_held_out
+from tests.helpers.segmenters import save_segmenter
 from tests.helpers.volumes import write_decathlon, write_nifti, write_prepared
 from tests.volumes.conftest import TINY, train
-from tests.volumes.test_test_py_volumes import save_segmenter
 from utils.errors import UserError
 
 SHAPE = (6, 7, 8)
